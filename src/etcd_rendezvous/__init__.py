@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Let PyTorch elastic jobs meet through etcd.
+
+Everything here is loaded at its first use: importing this package imports neither
+torch nor python-etcd nor urllib3.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._backend import EtcdRendezvousBackend
+    from ._errors import (
+        EtcdConnectionError,
+        EtcdError,
+        EtcdOutcomeUnknownError,
+        EtcdProtocolError,
+        EtcdReplyError,
+        EtcdServerError,
+        EtcdSettingError,
+    )
+    from ._factory import create_backend, create_handler
+    from ._handler import EtcdRendezvousHandler
+    from ._server import EtcdCluster, EtcdServer
+    from ._store import EtcdStore, EtcdStoreTimeout
+    from ._v3.client import EtcdClient
+
+    __version__: str
+
+__all__ = [
+    "EtcdClient",
+    "EtcdCluster",
+    "EtcdConnectionError",
+    "EtcdError",
+    "EtcdOutcomeUnknownError",
+    "EtcdProtocolError",
+    "EtcdRendezvousBackend",
+    "EtcdRendezvousHandler",
+    "EtcdReplyError",
+    "EtcdServer",
+    "EtcdServerError",
+    "EtcdSettingError",
+    "EtcdStore",
+    "EtcdStoreTimeout",
+    "__version__",
+    "create_backend",
+    "create_handler",
+]
+
+_HOMES = {
+    "EtcdClient": "_v3.client",
+    "EtcdCluster": "_server",
+    "EtcdRendezvousBackend": "_backend",
+    "EtcdRendezvousHandler": "_handler",
+    "EtcdServer": "_server",
+    "EtcdStore": "_store",
+    "EtcdStoreTimeout": "_store",
+    "create_backend": "_factory",
+    "create_handler": "_factory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version("etcd-rendezvous")
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    try:
+        module = import_module(f".{_HOMES.get(name, '_errors')}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            raise ModuleNotFoundError(
+                f"etcd_rendezvous.{name} needs PyTorch, which is not installed: "
+                "pip install torch.",
+                name="torch",
+            ) from error
+        raise
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

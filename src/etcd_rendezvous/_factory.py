@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+From torch's rendezvous parameters to backend, store and handler.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from torch.distributed.elastic.rendezvous import (
+    RendezvousConnectionError,
+    RendezvousHandler,
+    RendezvousParameters,
+)
+
+from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
+from ._errors import (
+    EtcdConnectionError,
+    EtcdError,
+    EtcdProtocolError,
+    EtcdSettingError,
+)
+from ._handler import EtcdRendezvousHandler
+from ._log import SlowBeat, log
+from ._params import Settings, parse_settings
+from ._store import EtcdStore
+from ._v3.client import EtcdClient
+
+if TYPE_CHECKING:
+    from ._server import EtcdServer
+
+__all__ = ["create_backend", "create_handler"]
+
+# Both names of each plug-in: torch may take the short one some day.
+V3_NAMES: Final = frozenset({"etcd-v3", "etcd-rendezvous-v3"})
+AUTO_NAMES: Final = frozenset({"etcd-auto", "etcd-rendezvous-auto"})
+TORCH_NAME: Final = "etcd-v2"
+TORCH_STORE_PATH: Final = "/torch/elastic/store"
+
+PLUGIN_STARTUP_TIMEOUT: Final = 60
+_PROBE_SECONDS: Final = 10.0
+_PROBE_AGAIN_SECONDS: Final = 0.5
+
+
+def create_backend(
+    params: RendezvousParameters,
+) -> tuple[EtcdRendezvousBackend, EtcdStore]:
+    """
+    Create a backend and a store from torch's rendezvous parameters.
+
+    The counterpart of torch's ``etcd_rendezvous_backend.create_backend`` (2.13), with
+    its parameters and defaults: ``read_timeout`` (60 s), ``protocol`` ("http"),
+    ``ssl_cert``, ``ssl_cert_key``, ``ca_cert``; without an endpoint it is
+    ``localhost:2379``. Ours are ``connect_timeout`` (3 s), ``startup_timeout`` (0 s:
+    an etcd that is not there is an error at once), ``key_prefix``
+    (``/torch/elastic/rendezvous``), ``ttl`` (7200 s), ``closed_ttl`` (60 s) and an
+    endpoint that may be a list. ``read_timeout`` is the total for an operation.
+
+    Which API is spoken depends on ``params.backend`` and on the server's own answer,
+    never on a failure: ``etcd-v3`` (and ``etcd-rendezvous-v3``) v3; ``etcd-auto``
+    (and ``etcd-rendezvous-auto``) v3 where it is served, else v2; ``etcd-v2`` or any
+    other name v2 where it is served, since torch's own agents may be there, else v3
+    with a warning.
+
+    Args:
+        params: The parameters.
+
+    Returns:
+        The backend and the store.
+
+    Raises:
+        RendezvousConnectionError: etcd can't be reached, or does not serve what was
+            asked for; the ``__cause__`` says which in a sentence.
+        ValueError: A parameter is unknown, or can't be used.
+    """
+    settings = parse_settings(params.endpoint, params.config, startup_timeout=0)
+    return _create(params, settings)
+
+
+def create_handler(params: RendezvousParameters) -> RendezvousHandler:
+    """
+    Create a handler from torch's rendezvous parameters; what the plug-ins do.
+
+    As :func:`create_backend`, but an etcd that is not up yet is waited for
+    (``startup_timeout``, 60 s), and a job of one node (``max_nodes`` 1) without an
+    endpoint, or with ``localhost:0``, gets an etcd of its own that ends with it.
+
+    Args:
+        params: The parameters.
+
+    Raises:
+        RendezvousConnectionError: As of :func:`create_backend`.
+        ValueError: A parameter is unknown or can't be used, or several nodes are to
+            meet and no endpoint is named.
+    """
+    server = _embedded(params)
+    endpoint = params.endpoint if server is None else server.get_endpoint()
+    try:
+        settings = parse_settings(
+            endpoint, params.config, startup_timeout=PLUGIN_STARTUP_TIMEOUT
+        )
+        if params.run_id == "none" and params.max_nodes > 1:
+            log.warning(
+                "The run id is 'none', torchrun's default: all such jobs on this etcd "
+                "are one job. Give each its own with --rdzv-id."
+            )
+        backend, store = _create(params, settings)
+        return EtcdRendezvousHandler.create(
+            store, backend, params, server.stop if server is not None else None
+        )
+    except BaseException:
+        if server is not None:
+            server.stop()
+        raise
+
+
+def _create(
+    params: RendezvousParameters, settings: Settings
+) -> tuple[EtcdRendezvousBackend, EtcdStore]:
+    for note in settings.notes:
+        log.warning("%s", note)
+    try:
+        client, api = _choose(params.backend, settings)
+    except EtcdError as error:
+        log.error("%s", error)
+        raise RendezvousConnectionError(CONNECTION_FAILED) from error
+    backend = EtcdRendezvousBackend(
+        client,
+        params.run_id,
+        settings.key_prefix,
+        settings.ttl,
+        closed_ttl=settings.closed_ttl,
+        name=TORCH_NAME if params.backend == TORCH_NAME else None,
+    )
+    store = EtcdStore(
+        client, TORCH_STORE_PATH if api == "v2" else f"{backend.key}/store"
+    )
+    log.info(
+        "The rendezvous '%s' (%s) speaks etcd's %s API at %s, with %s.",
+        params.run_id,
+        params.backend,
+        api,
+        ", ".join(map(str, settings.endpoints)),
+        settings,
+    )
+    return backend, store
+
+
+def _choose(name: str, settings: Settings) -> tuple[Any, str]:
+    """
+    Return a client for the API to speak, by name and by the server's own answer.
+    """
+    client = EtcdClient(
+        settings.endpoints,
+        cert=settings.tls.cert,
+        key=settings.tls.key,
+        ca_cert=settings.tls.ca,
+        read_timeout=settings.read_timeout,
+        connect_timeout=settings.connect_timeout,
+    )
+    no_v3 = _wait_for_etcd(client, settings)
+    if name in V3_NAMES:
+        if no_v3 is not None:
+            raise no_v3
+        return client, "v3"
+    if name in AUTO_NAMES and no_v3 is None:
+        return client, "v3"
+    if client.serves_v2(timeout=settings.read_timeout):
+        from ._v2 import make_client
+
+        return make_client(settings, client.last_endpoint), "v2"
+    if no_v3 is not None:
+        raise no_v3
+    log.warning(
+        "The server at %s does not serve etcd's v2 API, so '%s' speaks v3 here. Agents "
+        "with torch's own etcd-v2 can't take part.",
+        client.last_endpoint,
+        name,
+    )
+    return client, "v3"
+
+
+def _wait_for_etcd(client: EtcdClient, settings: Settings) -> EtcdProtocolError | None:
+    """
+    Wait until etcd answers a v3 read.
+
+    Returns:
+        None, or the error that says that the server does not serve v3.
+
+    Raises:
+        EtcdError: Nothing answered in time, or it is nothing to wait for.
+    """
+    started = time.monotonic()
+    deadline = started + settings.startup_timeout
+    beat = SlowBeat()
+    beat.hold()
+    while True:
+        left = deadline - time.monotonic()
+        limit = min(settings.read_timeout, max(left, _PROBE_SECONDS))
+        try:
+            client.range(settings.key_prefix, keys_only=True, timeout=limit)
+        except EtcdProtocolError as error:
+            if error.api_missing:
+                return error
+            raise
+        except EtcdConnectionError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            beat.warn(f"Waiting for etcd, {left:.0f} s left: {error}")
+            time.sleep(min(_PROBE_AGAIN_SECONDS, left))
+        else:
+            return None
+
+
+def _embedded(params: RendezvousParameters) -> EtcdServer | None:
+    """
+    Start an etcd for a job of one node, where no endpoint is named.
+    """
+    endpoint = (params.endpoint or "").strip()
+    if endpoint not in ("", "localhost:0"):
+        return None
+    if params.max_nodes > 1:
+        raise EtcdSettingError(
+            f"Up to {params.max_nodes} nodes are to meet, so --rdzv-endpoint must name "
+            "an etcd that they all reach, such as HOST:2379; `etcd-rendezvous serve` "
+            "starts one."
+        )
+    from ._server import EtcdServer
+
+    server = EtcdServer()
+    server.start()
+    log.info("Started an etcd for this job at %s.", server.get_endpoint())
+    return server

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+The loop that obeys the retry table: attempts, endpoints and one deadline.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ._errors import EtcdConnectionError, EtcdError, EtcdProtocolError, EtcdReplyError
+from ._params import Endpoint
+from ._v3 import retry
+
+__all__ = ["Answer", "Failover", "Trouble"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[_T]):
+    """
+    What an operation got.
+
+    Attributes:
+        value: The answer.
+        endpoint: Who answered.
+        maybe_earlier: Whether an earlier, identical attempt of a write may have
+            been applied too.
+    """
+
+    value: _T
+    endpoint: Endpoint
+    maybe_earlier: bool
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """
+    One failed attempt, in words.
+
+    Attributes:
+        failure: What it says of the request.
+        reason: The words.
+        cause: The exception, if there was one.
+        code: The gRPC code of etcd's own answer.
+        not_etcd: Whether what answered is not the API that was asked for.
+        api_missing: Whether that was said by a page that was not found.
+    """
+
+    failure: retry.Failure
+    reason: str
+    cause: BaseException | None = None
+    code: int = 2
+    not_etcd: bool = False
+    api_missing: bool = False
+
+
+class Failover:
+    """
+    Try endpoints until one answers, the last good one first.
+
+    Args:
+        endpoints: At least one. The first to be tried is chosen at random.
+        clock: A monotonic clock, in seconds.
+        sleep: What to sleep with.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.endpoints = tuple(endpoints)
+        self.last_good: Endpoint | None = None
+        self._clock = clock
+        self._sleep = sleep
+        self._current = random.randrange(len(self.endpoints))
+
+    @property
+    def current(self) -> Endpoint:
+        """
+        The endpoint that is tried first.
+        """
+        return self.endpoints[self._current]
+
+    def move_on(self, endpoint: Endpoint) -> None:
+        """
+        Prefer the endpoint after this one, if this one is preferred now.
+        """
+        if self.endpoints[self._current] == endpoint:
+            self._current = (self._current + 1) % len(self.endpoints)
+
+    def run(
+        self,
+        attempt: Callable[[Endpoint, float], _T | Trouble],
+        *,
+        what: str,
+        timeout: float,
+        writes: bool,
+        patient: bool = False,
+    ) -> Answer[_T]:
+        """
+        Run one operation until it is answered or its time is up.
+
+        Args:
+            attempt: Sends the operation to an endpoint, within a number of seconds;
+                each call sends the identical request.
+            what: The operation in words, for errors: "read the key '/a'".
+            timeout: The seconds for all attempts together.
+            writes: Whether the operation changes anything, so that an attempt
+                without an answer leaves open whether it was applied.
+            patient: Whether to go on until the time is up although no endpoint can
+                be reached, as while etcd restarts.
+
+        Raises:
+            EtcdConnectionError: No endpoint answered.
+            EtcdProtocolError: Something answered that is not the API asked for.
+            EtcdReplyError: etcd answered with an error.
+        """
+        started = self._clock()
+        deadline = started + timeout
+        tries = slow = 0
+        maybe_earlier = False
+        unreachable: set[Endpoint] = set()
+        index = self._current
+        while True:
+            endpoint = self.endpoints[index % len(self.endpoints)]
+            left = max(deadline - self._clock(), 0.05)
+            tries += 1
+            result = attempt(endpoint, retry.attempt_seconds(slow, left))
+            if not isinstance(result, Trouble):
+                self._current = index % len(self.endpoints)
+                self.last_good = endpoint
+                return Answer(result, endpoint, maybe_earlier)
+            if result.failure in (retry.Failure.NOT_SENT, retry.Failure.TLS):
+                unreachable.add(endpoint)
+            else:
+                unreachable.clear()
+            if result.failure is retry.Failure.AMBIGUOUS:
+                slow += 1
+                maybe_earlier = maybe_earlier or writes
+            step = retry.decide(
+                result.failure,
+                all_unreachable=len(unreachable) == len(self.endpoints),
+                patient=patient or maybe_earlier,
+                time_left=deadline - self._clock(),
+            )
+            if step is retry.Step.RAISE:
+                raise self.error(
+                    result, endpoint, what, tries, started, maybe_earlier
+                ) from result.cause
+            index += 1
+            rounds, rest = divmod(tries, len(self.endpoints))
+            if rest == 0:
+                pause = retry.pause_seconds(rounds)
+                self._sleep(min(pause, max(deadline - self._clock(), 0.0)))
+
+    def error(
+        self,
+        trouble: Trouble,
+        endpoint: Endpoint,
+        what: str,
+        tries: int,
+        started: float,
+        maybe_applied: bool = False,
+    ) -> EtcdError:
+        """
+        Return the error that says all there is to say of a failed operation.
+        """
+        where = str(endpoint)
+        if tries > 1 and len(self.endpoints) > 1:
+            where = ", ".join(map(str, self.endpoints))
+        often = "1 try" if tries == 1 else f"{tries} tries"
+        message = (
+            f"Could not {what} at {where}: {trouble.reason} "
+            f"({often} in {self._clock() - started:.1f} s)."
+        )
+        if trouble.not_etcd or trouble.failure is retry.Failure.TLS:
+            error = EtcdProtocolError(message)
+            error.api_missing = trouble.api_missing
+            return error
+        if trouble.failure is retry.Failure.FINAL:
+            return EtcdReplyError(message, trouble.code, trouble.reason)
+        if maybe_applied:
+            message += " It may or may not have been applied."
+        return EtcdConnectionError(message)

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+torch's ``DynamicRendezvousHandler``, mended where any node, or etcd, may die.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.distributed import Store
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousInfo,
+    RendezvousParameters,
+)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    DynamicRendezvousHandler,
+    RendezvousSettings,
+    _BackendRendezvousStateHolder,
+)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    create_handler as create_torch_handler,
+)
+
+from ._backend import EtcdRendezvousBackend
+from ._log import BEAT_SECONDS, SlowBeat
+
+__all__ = ["EtcdRendezvousHandler"]
+
+# What a poll of the agent's loop may take, all in all, and how soon it tries again.
+POLL_SECONDS = 3.0
+POLL_AGAIN_SECONDS = 1.0
+_RETRY_SECONDS = 0.5
+_MOST_NAMES = 8
+
+
+class EtcdRendezvousHandler(DynamicRendezvousHandler):
+    """
+    Set up a rendezvous among nodes, on a backend of this library.
+
+    It is torch's handler with these faults of torch 2.13 mended:
+
+    - With the shared TCPStore, which is the default, survivors of a dead rank 0 kept
+      its address and port for the next round. Here every round has its own bootstrap
+      store, and all agents of a round report the same one.
+    - ``num_nodes_waiting()`` raised, and so ended a healthy agent, when etcd was away
+      for a moment. Here it keeps the last answer, and holds the agent's loop up for
+      at most a few seconds.
+    - An etcd that was away did not age nodes, but looked as if it did: whoever came
+      back first evicted the others. Here nobody is evicted before everybody has had
+      the time to send a heartbeat again.
+
+    Joining waits for an etcd that is away until the join time-out.
+
+    Args:
+        made_by_torch: A handler made by torch's own ``create_handler``, which reads
+            torch's own settings; its parts are taken over, and it is not to be used
+            any more.
+        backend: The backend that it was made with.
+        name: The name that the launcher asked for.
+        on_shutdown: Called when the rendezvous is shut down.
+
+    .. versionadded:: 0.1.0
+    """
+
+    def __init__(
+        self,
+        made_by_torch: DynamicRendezvousHandler,
+        backend: EtcdRendezvousBackend,
+        name: str,
+        on_shutdown: Callable[[], None] | None = None,
+    ) -> None:
+        self._holder = StateHolder(backend, made_by_torch.settings)
+        super().__init__(
+            made_by_torch._this_node,
+            made_by_torch.settings,
+            name,
+            made_by_torch._store,
+            self._holder,
+        )
+        self._backend = backend
+        self._on_shutdown = on_shutdown
+        self._last_waiting = 0
+        self._poll_again_at = float("-inf")
+        self._away = SlowBeat()
+
+    @classmethod
+    def create(
+        cls,
+        store: Store,
+        backend: EtcdRendezvousBackend,
+        params: RendezvousParameters,
+        on_shutdown: Callable[[], None] | None = None,
+    ) -> EtcdRendezvousHandler:
+        """
+        Create a handler from torch's rendezvous parameters.
+
+        Args:
+            store: The store to return as part of the rendezvous.
+            backend: The backend to hold the state.
+            params: The parameters; see torch's ``dynamic_rendezvous.create_handler``.
+            on_shutdown: Called when the rendezvous is shut down.
+
+        Raises:
+            ValueError: A parameter can't be used.
+        """
+        made_by_torch = create_torch_handler(store, backend, params)
+        return cls(made_by_torch, backend, params.backend, on_shutdown)
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """
+        Join the next round; see torch's ``RendezvousHandler``.
+
+        Raises:
+            RendezvousClosedError: The rendezvous is closed; says when its run id is
+                free again.
+            RendezvousConnectionError: etcd could not be reached until the join
+                time-out.
+            RendezvousStateError: The state is corrupt.
+            RendezvousTimeoutError: The round did not complete in time.
+        """
+        # torch builds the bootstrap store anew when it holds none. The last round's
+        # server lives on until this round is formed: workers of other nodes may
+        # still run, and a lost store would count as their failure.
+        last_round = self._shared_tcp_store_server
+        self._bootstrap_store_info = None
+        self._shared_tcp_store_server = None
+        self._last_waiting = 0
+        join_seconds = self.settings.timeout.join.total_seconds()
+        try:
+            with self._holder.joining(join_seconds):
+                return super().next_rendezvous()
+        except RendezvousClosedError:
+            raise RendezvousClosedError(
+                f"The rendezvous '{self.settings.run_id}' is closed. Its run id is free "
+                f"again {self._backend.closed_ttl} s after the last of its agents has "
+                "ended; or use another run id."
+            ) from None
+        finally:
+            del last_round
+
+    def num_nodes_waiting(self) -> int:
+        """
+        Return how many nodes wait for the next round.
+
+        While etcd is away this is the last answer; the call takes at most
+        ``POLL_SECONDS`` seconds and about a quarter.
+
+        Raises:
+            RendezvousStateError: The state is corrupt.
+        """
+        started = time.monotonic()
+        if started < self._poll_again_at:
+            return self._last_waiting
+        # A heartbeat that waits for etcd holds the lock.
+        if not self._heartbeat_lock.acquire(timeout=POLL_SECONDS):
+            self._poll_again_at = time.monotonic() + POLL_AGAIN_SECONDS
+            return self._last_waiting
+        try:
+            left = POLL_SECONDS - (time.monotonic() - started)
+            with self._backend.time_limit(left):
+                self._state_holder.sync()
+            self._last_waiting = len(self._state_holder.state.wait_list)
+        except RendezvousConnectionError as error:
+            self._poll_again_at = time.monotonic() + POLL_AGAIN_SECONDS
+            self._away.warn(
+                f"etcd is away; the running round of '{self.settings.run_id}' goes on, "
+                f"but no node can join or leave: {error.__cause__ or error}"
+            )
+        finally:
+            self._heartbeat_lock.release()
+        return self._last_waiting
+
+    def shutdown(self) -> bool:
+        """
+        Close the rendezvous; see torch's ``RendezvousHandler``.
+
+        Returns:
+            Whether that was written.
+        """
+        try:
+            with self._backend.time_limit(self.settings.timeout.close.total_seconds()):
+                return bool(super().shutdown())
+        finally:
+            if self._on_shutdown is not None:
+                self._on_shutdown()
+
+    def _keep_alive(self) -> None:
+        # Later than this the others take us for dead anyway.
+        settings = self.settings
+        limit = settings.keep_alive_interval * settings.keep_alive_max_attempt
+        with self._backend.time_limit(limit.total_seconds()):
+            super()._keep_alive()
+
+
+class StateHolder(_BackendRendezvousStateHolder):
+    """
+    torch's holder of the shared state, which rides out an etcd that is away.
+
+    Args:
+        backend: The backend.
+        settings: The settings of the rendezvous.
+        clock: A monotonic clock, in seconds.
+        sleep: What to sleep with.
+    """
+
+    def __init__(
+        self,
+        backend: EtcdRendezvousBackend,
+        settings: RendezvousSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(backend, settings)
+        self._clock = clock
+        self._sleep = sleep
+        self._join_since = 0.0
+        self._join_until: float | None = None
+        self._beat = SlowBeat(clock)
+        self._last_contact: float | None = None
+        self._evict_from = float("-inf")
+
+    @contextmanager
+    def joining(self, seconds: float) -> Iterator[None]:
+        """
+        Ride out an etcd that is away, and speak of long waits, while joining.
+
+        Args:
+            seconds: The join time-out.
+        """
+        self._join_since = self._clock()
+        self._join_until = self._join_since + seconds
+        try:
+            yield
+        finally:
+            self._join_until = None
+
+    def sync(self) -> bool | None:
+        """
+        Read or write the shared state; see torch's.
+
+        Raises:
+            RendezvousConnectionError: etcd can't be reached; while joining, not
+                until the join time-out.
+            RendezvousStateError: The state is corrupt.
+        """
+        while True:
+            if self._dirty:
+                self._backend.say_closed(self._state.closed)
+            try:
+                has_set = super().sync()
+            except RendezvousConnectionError as error:
+                if self._join_until is None or self._clock() >= self._join_until:
+                    raise
+                self._speak(f"etcd is away: {error.__cause__ or error}")
+                self._sleep(_RETRY_SECONDS)
+            else:
+                self._speak("")
+                return has_set
+
+    def _sanitize(self) -> None:
+        """
+        Remove dead nodes, unless etcd was away too short a time ago to tell.
+        """
+        now = self._clock()
+        interval = self._settings.keep_alive_interval.total_seconds()
+        if self._last_contact is not None and now - self._last_contact > interval * 1.5:
+            self._evict_from = now + interval * self._settings.keep_alive_max_attempt
+        self._last_contact = now
+        if now < self._evict_from:
+            self._dead_nodes = []
+            return
+        super()._sanitize()
+
+    def _speak(self, trouble: str) -> None:
+        """
+        Say at a slow beat what a long join waits for.
+        """
+        now = self._clock()
+        if self._join_until is None or now - self._join_since < BEAT_SECONDS:
+            return
+        run = self._settings.run_id
+        left = max(self._join_until - now, 0.0)
+        if trouble:
+            self._beat.warn(f"Waiting to join '{run}', {left:.0f} s left: {trouble}")
+            return
+        self._beat.warn(
+            f"Waiting to join '{run}', {left:.0f} s left: "
+            f"{describe(self._state, self._settings)}"
+        )
+
+
+def describe(state: Any, settings: RendezvousSettings) -> str:
+    """
+    Say how far a round is.
+
+    Args:
+        state: torch's rendezvous state.
+        settings: The settings of the rendezvous.
+
+    Returns:
+        Words such as "2 joined (a, b), 3 to 4 needed".
+    """
+    names = sorted({node.addr for node in state.participants})
+    shown = ", ".join(names[:_MOST_NAMES])
+    if len(names) > _MOST_NAMES:
+        shown += f" and {len(names) - _MOST_NAMES} more"
+    needed = f"{settings.min_nodes}"
+    if settings.max_nodes != settings.min_nodes:
+        needed += f" to {settings.max_nodes}"
+    joined = f"{len(state.participants)} joined" + (f" ({shown})" if shown else "")
+    if state.complete:
+        return (
+            f"round {state.round} is running with {joined}; this node joins the next "
+            "round, which begins when the running one ends or makes room"
+        )
+    return f"{joined}, {needed} needed for round {state.round}"

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Settings: from what people write to frozen dataclasses, with one parser.
+
+No network and no torch. Refusals name the setting, and the nearest right spelling.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ._errors import EtcdSettingError
+
+__all__ = ["Endpoint", "Settings", "TlsFiles", "parse_endpoints", "parse_settings"]
+
+DEFAULT_PORT: Final = 2379
+DEFAULT_KEY_PREFIX: Final = "/torch/elastic/rendezvous"
+DEFAULT_STATE_TTL: Final = 7200
+DEFAULT_CLOSED_TTL: Final = 60
+DEFAULT_READ_TIMEOUT: Final = 60
+DEFAULT_CONNECT_TIMEOUT: Final = 3
+LAUNCHER_TIMEOUT: Final = 900
+
+# What torch's DynamicRendezvousHandler reads (2.13, and 2.15's backoff).
+HANDLER_SETTINGS: Final = frozenset(
+    {
+        "join_timeout",
+        "last_call_timeout",
+        "close_timeout",
+        "heartbeat_timeout",
+        "keep_alive_interval",
+        "keep_alive_max_attempt",
+    }
+)
+_LAUNCHER_SETTINGS: Final = frozenset(
+    {"rank", "timeout", "local_world_size", "role", "nproc_per_node"}
+)
+_C10D_SETTINGS: Final = frozenset({"is_host", "store_type", "use_libuv"})
+# torch's older `etcd` backend called them so.
+_ALIASES: Final = {
+    "cert": "ssl_cert",
+    "key": "ssl_cert_key",
+    "cacert": "ca_cert",
+    "etcd_prefix": "key_prefix",
+}
+_OUR_SETTINGS: Final = frozenset(
+    {
+        "read_timeout",
+        "connect_timeout",
+        "startup_timeout",
+        "protocol",
+        "ssl_cert",
+        "ssl_cert_key",
+        "ca_cert",
+        "key_prefix",
+        "ttl",
+        "closed_ttl",
+    }
+)
+_SECRETS: Final = frozenset({"password", "passwd", "token"})
+
+_HOST: Final = re.compile(r"^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?$")
+_IPV6: Final = re.compile(r"^[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?$")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """
+    Where one member of etcd listens for clients.
+
+    Attributes:
+        scheme: ``http`` or ``https``.
+        host: A host name, an IPv4 address, or an IPv6 address without brackets.
+        port: The TCP port.
+    """
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """
+    The paths of certificates.
+
+    Attributes:
+        cert: The client's certificate, or certificate and key in one file.
+        key: The client's private key.
+        ca: The authority that signed the server's certificate; None for the
+            machine's own list of authorities.
+    """
+
+    cert: str | None = None
+    key: str | None = None
+    ca: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    What a rendezvous on etcd can be told.
+
+    Attributes:
+        endpoints: Where etcd listens.
+        tls: Certificates.
+        read_timeout: The seconds for one operation, all its attempts together.
+        connect_timeout: The seconds for one TCP connect.
+        startup_timeout: The seconds to wait for an etcd that is not up yet.
+        key_prefix: The path that the state is stored under.
+        ttl: The seconds after which a state that nobody writes goes away.
+        closed_ttl: The same, for the state of a closed rendezvous.
+        notes: Sentences worth a warning, each said once.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    tls: TlsFiles = TlsFiles()
+    read_timeout: int = DEFAULT_READ_TIMEOUT
+    connect_timeout: int = DEFAULT_CONNECT_TIMEOUT
+    startup_timeout: int = 0
+    key_prefix: str = DEFAULT_KEY_PREFIX
+    ttl: int = DEFAULT_STATE_TTL
+    closed_ttl: int = DEFAULT_CLOSED_TTL
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+
+def parse_endpoints(
+    text: str | None, protocol: str | None = None
+) -> tuple[Endpoint, ...]:
+    """
+    Parse a list of endpoints.
+
+    Args:
+        text: Hosts, ``host:port``, IPv6 addresses (in brackets where a port
+            follows) or URLs, separated by commas. The port defaults to 2379. None
+            or empty: ``localhost:2379``, as in torch.
+        protocol: ``http`` or ``https`` for endpoints that are no URLs; None for
+            ``http``.
+
+    Returns:
+        The endpoints in the order given, each once.
+
+    Raises:
+        EtcdSettingError: An endpoint can't be read, or contradicts ``protocol``.
+    """
+    whole = (text or "").strip()
+    if not whole:
+        return (Endpoint(protocol or "http", "localhost", DEFAULT_PORT),)
+    found: dict[Endpoint, None] = {}
+    for part in whole.split(","):
+        if not part.strip():
+            raise EtcdSettingError(
+                f"The endpoint list '{_hide_user(whole)}' has an empty entry; separate "
+                "endpoints with one comma each."
+            )
+        found[_parse_endpoint(part.strip(), protocol)] = None
+    return tuple(found)
+
+
+def _hide_user(text: str) -> str:
+    return re.sub(r"(^|//|,)[^/@,]*@", r"\1***@", text)
+
+
+def _parse_endpoint(text: str, protocol: str | None) -> Endpoint:
+    shown = _hide_user(text)
+    scheme = protocol or "http"
+    rest = text
+    if "://" in text:
+        scheme, rest = text.split("://", 1)
+        scheme = scheme.lower()
+        if scheme not in ("http", "https"):
+            raise EtcdSettingError(
+                f"The endpoint '{shown}' must start with http:// or https://."
+            )
+        if protocol is not None and scheme != protocol:
+            raise EtcdSettingError(
+                f"The endpoint '{shown}' contradicts the setting "
+                f"protocol={protocol}; leave one of them out."
+            )
+        rest = rest.removesuffix("/")
+    if "@" in rest:
+        raise EtcdSettingError(
+            f"The endpoint '{shown}' must not hold a user or a password: endpoints "
+            "are logged."
+        )
+    host, port_text = _split_port(rest)
+    is_ipv6 = ":" in host
+    if not (_IPV6 if is_ipv6 else _HOST).match(host) or len(host) > 253:
+        raise EtcdSettingError(
+            f"The endpoint '{shown}' can't be read; write HOST, HOST:PORT, "
+            "[IPV6]:PORT or a URL."
+        )
+    port = DEFAULT_PORT
+    if port_text is not None:
+        if not re.fullmatch(r"[0-9]{1,5}", port_text) or int(port_text) > 65535:
+            raise EtcdSettingError(
+                f"The port of the endpoint '{shown}' must be a number from 0 to 65535."
+            )
+        port = int(port_text)
+    return Endpoint(scheme, host, port)
+
+
+def _split_port(text: str) -> tuple[str, str | None]:
+    """
+    Split off the port: only brackets let a port follow an IPv6 address.
+    """
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")) or ":" not in host:
+            return "", None
+        return host, rest[1:] if rest else None
+    if text.count(":") == 1:
+        host, _, port = text.partition(":")
+        return host, port
+    return text, None
+
+
+def parse_settings(
+    endpoint: str | None, config: Mapping[str, Any], *, startup_timeout: int
+) -> Settings:
+    """
+    Parse an endpoint and rendezvous settings (torch's ``--rdzv-conf``).
+
+    Args:
+        endpoint: torch's endpoint; see :func:`parse_endpoints`.
+        config: The settings by name; values as texts or what they stand for.
+        startup_timeout: The default of that setting, in seconds.
+
+    Returns:
+        The settings, with the warnings they deserve.
+
+    Raises:
+        EtcdSettingError: A setting is unknown or has a value that can't be used.
+            It is a ``ValueError`` too, and where torch has a text for the case,
+            it is torch's.
+    """
+    notes: list[str] = []
+    values = _known(config, notes)
+    read_timeout = _integer(values, "read_timeout", DEFAULT_READ_TIMEOUT)
+    if read_timeout <= 0:
+        # torch's words
+        raise EtcdSettingError("The read timeout must be a positive integer.")
+    protocol = _protocol(values)
+    tls = TlsFiles(
+        _path(values, "ssl_cert"),
+        _path(values, "ssl_cert_key"),
+        _path(values, "ca_cert"),
+    )
+    if tls.key and not tls.cert:
+        raise EtcdSettingError(
+            "The setting 'ssl_cert_key' needs 'ssl_cert', the certificate of the key."
+        )
+    endpoints = parse_endpoints(endpoint, protocol)
+    if any((tls.cert, tls.ca)) and all(e.scheme == "http" for e in endpoints):
+        notes.append(
+            "Certificates are set, but the protocol is http: they are not used. "
+            "Set protocol=https."
+        )
+    return Settings(
+        endpoints=endpoints,
+        tls=tls,
+        read_timeout=read_timeout,
+        connect_timeout=_positive(values, "connect_timeout", DEFAULT_CONNECT_TIMEOUT),
+        startup_timeout=_positive(
+            values, "startup_timeout", startup_timeout, zero=True
+        ),
+        key_prefix=_key_prefix(values.get("key_prefix")),
+        ttl=_positive(values, "ttl", DEFAULT_STATE_TTL, least=2),
+        closed_ttl=_positive(values, "closed_ttl", DEFAULT_CLOSED_TTL, least=2),
+        notes=tuple(notes),
+    )
+
+
+def _known(config: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """
+    Sort settings by whose they are; refuse what is nobody's.
+    """
+    values: dict[str, Any] = {}
+    foreign: list[str] = []
+    for name, value in config.items():
+        if name in _SECRETS:
+            raise EtcdSettingError(
+                f"The setting '{name}' is refused: rendezvous settings are logged and "
+                "stand on the command line. This version does not authenticate; "
+                "secrets will come from the environment "
+                "(ETCD_RENDEZVOUS_PASSWORD) or from a file."
+            )
+        ours = _ALIASES.get(name, name)
+        if ours in _OUR_SETTINGS:
+            if ours in values and values[ours] != value:
+                raise EtcdSettingError(
+                    f"The setting '{ours}' is given twice, once as '{name}', with "
+                    "different values."
+                )
+            values[ours] = value
+        elif name in _C10D_SETTINGS:
+            foreign.append(name)
+        elif name not in HANDLER_SETTINGS and name not in _LAUNCHER_SETTINGS:
+            raise EtcdSettingError(_unknown(name))
+    if foreign:
+        notes.append(
+            f"The setting(s) {', '.join(sorted(foreign))} belong to torch's c10d "
+            "backend and have no effect here."
+        )
+    if (
+        "timeout" in config
+        and "join_timeout" not in config
+        and str(config["timeout"]) != str(LAUNCHER_TIMEOUT)
+    ):
+        notes.append(
+            f"The setting timeout={config['timeout']} has no effect: torch's dynamic "
+            "rendezvous reads join_timeout (600 s by default)."
+        )
+    return values
+
+
+def _unknown(name: str) -> str:
+    known = sorted(_OUR_SETTINGS | HANDLER_SETTINGS | set(_ALIASES))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"The setting '{name}' is unknown; did you mean '{near[0]}'?"
+    return f"The setting '{name}' is unknown; known are: {', '.join(known)}."
+
+
+def _integer(values: Mapping[str, Any], name: str, default: int) -> int:
+    value = values.get(name)
+    if value is None:
+        return default
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise EtcdSettingError(
+            f"The setting '{name}' must be a whole number of seconds, not {value!r}."
+        ) from None
+
+
+def _positive(
+    values: Mapping[str, Any],
+    name: str,
+    default: int,
+    *,
+    zero: bool = False,
+    least: int = 1,
+) -> int:
+    number = _integer(values, name, default)
+    smallest = 0 if zero else least
+    if number < smallest:
+        raise EtcdSettingError(
+            f"The setting '{name}' must be {smallest} s or more, not {number} s."
+        )
+    return number
+
+
+def _protocol(values: Mapping[str, Any]) -> str | None:
+    value = values.get("protocol")
+    if value is None:
+        return None
+    protocol = str(value).strip().lower()
+    if protocol not in ("http", "https"):
+        # torch's words
+        raise EtcdSettingError("The protocol must be HTTP or HTTPS.")
+    return protocol
+
+
+def _path(values: Mapping[str, Any], name: str) -> str | None:
+    value = values.get(name)
+    if not value:
+        return None
+    path = str(value)
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise EtcdSettingError(
+            f"The file of the setting '{name}' can't be read: {path} "
+            f"({error.strerror or error})."
+        ) from error
+    return path
+
+
+def _key_prefix(value: Any) -> str:
+    if not value:
+        return DEFAULT_KEY_PREFIX
+    prefix = str(value).rstrip("/")
+    if not prefix:
+        raise EtcdSettingError("The setting 'key_prefix' must name a path.")
+    return prefix if prefix.startswith("/") else f"/{prefix}"

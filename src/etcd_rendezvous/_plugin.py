@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Entry points of ``torchrun.handlers``.
+
+torch loads them in the middle of its own import: nothing is imported at the top.
+Each is a callable without arguments that returns a handler's creator.
+"""
+
+
+def etcd_v3():  # type: ignore[no-untyped-def]
+    """
+    Return the creator of the handler `etcd-v3`.
+    """
+    return _create
+
+
+etcd_auto = etcd_rendezvous_v3 = etcd_rendezvous_auto = etcd_v3
+
+
+def _create(params):  # type: ignore[no-untyped-def]
+    """
+    Create a handler; ``params.backend`` says which API is asked for.
+    """
+    from ._factory import create_handler
+    from ._log import log_under_torchrun
+
+    log_under_torchrun()
+    return create_handler(params)

@@ -1,0 +1,533 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+``KeyValue`` over the v3 API.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
+
+from .._errors import (
+    EtcdConnectionError,
+    EtcdError,
+    EtcdOutcomeUnknownError,
+    EtcdReplyError,
+)
+from .._kv import Look, Queued, Stored, Swap
+from . import wire
+from .client import EtcdClient, LeaseNotFound
+from .lease import Lease
+from .turns import TurnQueue
+
+__all__ = ["V3KeyValue", "encode_run_id"]
+
+# etcd refuses more than 128 operations a transaction, and requests over 1.5 MiB.
+_OPERATIONS_PER_TXN: Final = 120
+_BYTES_PER_TXN: Final = 1_000_000
+_WATCHES_PER_STREAM: Final = 64
+_LONGEST_IDLE_SECONDS: Final = 15.0
+_HISTORY_SECONDS: Final = 2.0
+_LEASE_TRIES: Final = 3
+
+_T = TypeVar("_T")
+
+
+def encode_run_id(run_id: str) -> str:
+    """
+    Percent-encode what would make one run's keys part of another's.
+
+    That is ``/``, ``%`` and control characters: run ``1`` never sees ``10``, nor
+    ``a`` a run ``a/b``.
+    """
+    return re.sub(
+        r"[/%\x00-\x1f\x7f]", lambda match: f"%{ord(match.group()):02X}", run_id
+    )
+
+
+class V3KeyValue:
+    """
+    The operations of one backend, or one store, on the v3 API.
+
+    Args:
+        client: The client.
+        clock: A monotonic clock, in seconds.
+    """
+
+    api = "v3"
+
+    def __init__(
+        self, client: EtcdClient, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        # One lease a time to live, none shared with anyone: what hangs on them
+        # was written here.
+        self._leases: dict[int, Lease] = {}
+        self._queues: dict[bytes, TurnQueue] = {}
+        self._versions: dict[bytes, tuple[int, int]] = {}
+        self._seen_revision = 0
+        self._add_lock = threading.Lock()
+        self._adds = 0
+        self._slot_owner = 0
+        self._slot_id = ""
+
+    @property
+    def read_timeout(self) -> float:
+        """
+        The client's ``read_timeout``.
+        """
+        return self._client.read_timeout
+
+    def state_key(self, key_prefix: str | None, run_id: str) -> str:
+        """
+        See ``KeyValue``. A missing leading ``/`` is added, as python-etcd does.
+        """
+        run = encode_run_id(run_id)
+        key = f"{key_prefix}/{run}" if key_prefix else run
+        return key if key.startswith("/") else f"/{key}"
+
+    # -- one key, one fence ---------------------------------------------------------
+
+    def read(self, key: str, known: int, timeout: float) -> Look:
+        """
+        See ``KeyValue``.
+        """
+        raw = key.encode()
+        baseline = self._seen_revision
+        found, revision = self._client.range(
+            raw, min_mod_revision=known + 1 if known else 0, timeout=timeout
+        )
+        self._saw(revision, baseline)
+        if found.entries:
+            entry = found.entries[0]
+            return Look(self._noted(entry), False, revision)
+        # Something that is there and is not newer: unchanged, or an etcd that was
+        # wiped and counts from the start again. The caller compares revisions.
+        return Look(None, found.count > 0, revision)
+
+    def swap(
+        self, key: str, value: bytes, expected: int, ttl: int, timeout: float
+    ) -> Swap:
+        """
+        See ``KeyValue``.
+        """
+        raw = key.encode()
+        deadline = self._clock() + timeout
+        baseline = self._seen_revision
+        for attempt in range(1, _LEASE_TRIES + 1):
+            lease = self._lease(ttl)
+            lease_id = lease.current(max(deadline - self._clock(), 0.0))
+            try:
+                reply = self._send_swap(raw, value, expected, lease_id, deadline)
+            except LeaseNotFound:
+                # Nothing was applied: the lease expired, or etcd was wiped.
+                lease.forget(lease_id)
+                if attempt == _LEASE_TRIES:
+                    raise
+            else:
+                break
+        self._saw(reply.revision, baseline)
+        queue = self._queue(raw)
+        if reply.succeeded:
+            queue.won()
+            _, version = self._versions.get(raw, (0, 0))
+            known_version = version + 1 if expected and version else 0
+            self._versions[raw] = (reply.revision, known_version)
+            return Swap(True, Stored(value, reply.revision), reply.revision)
+        queued = queue.lost(lease_id, reply)
+        current = reply.ranges[0].entries[0] if reply.ranges[0].entries else None
+        if reply.maybe_earlier:
+            # A wiped store counts from the start again.
+            after = 0 if reply.revision < baseline else max(expected, baseline)
+            won_at = self._resolve(raw, value, after, current, deadline)
+            if won_at:
+                return Swap(True, Stored(value, won_at), reply.revision)
+        stored = self._noted(current) if current is not None else None
+        return Swap(False, stored, reply.revision, queued)
+
+    def wait_turn(self, key: str, queued: Queued, timeout: float) -> None:
+        """
+        See ``KeyValue``.
+        """
+        self._queue(key.encode()).wait(queued, timeout)
+
+    def _send_swap(
+        self, key: bytes, value: bytes, expected: int, lease_id: int, deadline: float
+    ) -> wire.TxnReply:
+        queue = self._queue(key)
+        revision, version = self._versions.get(key, (0, 0))
+        # A state that begins anew counts its rounds from 0 again: what the store
+        # holds of earlier ones must not be read in these.
+        fresh = [
+            wire.op_delete(wire.delete_message(old, wire.prefix_end(old)))
+            for old in (key + b"/store/", key + b"/store.slots/")
+            if not expected
+        ]
+        return self._client.txn(
+            [wire.compare_mod(key, expected)],
+            [
+                wire.op_put(wire.put_message(key, value, lease_id)),
+                *fresh,
+                *queue.winning_ops(lease_id, version if revision == expected else 0),
+            ],
+            [wire.op_range(wire.range_message(key)), *queue.losing_ops(lease_id)],
+            what=f"swap the key '{key.decode()}'",
+            timeout=max(deadline - self._clock(), 0.0),
+        )
+
+    def _resolve(
+        self,
+        key: bytes,
+        value: bytes,
+        after: int,
+        current: wire.Entry | None,
+        deadline: float,
+    ) -> int:
+        """
+        Find out whether an earlier attempt of a swap, whose reply was lost, won.
+
+        At most one attempt can have matched. Its write carries a lease of ours, and
+        came after every revision that was known before it was sent.
+
+        Returns:
+            The revision that it wrote, or 0 if it did not.
+        """
+        if current is not None:
+            if self._is_ours(current, value, after):
+                return current.mod_revision
+            if current.mod_revision <= after:
+                return 0
+        what = f"find out what became of a write to '{key.decode()}'"
+        while True:
+            try:
+                return self._search_history(key, value, after, current, what)
+            except EtcdConnectionError as error:
+                if self._clock() >= deadline:
+                    raise EtcdOutcomeUnknownError(
+                        f"Could not {what}: it may or may not have been applied "
+                        f"({error})"
+                    ) from error
+            except EtcdReplyError as error:
+                raise EtcdOutcomeUnknownError(
+                    f"Could not {what}: others have written since, and etcd no longer "
+                    f"has the history that would tell ({error.text})."
+                ) from error
+
+    def _search_history(
+        self,
+        key: bytes,
+        value: bytes,
+        after: int,
+        current: wire.Entry | None,
+        what: str,
+    ) -> int:
+        create = wire.watch_create(key, watch_id=1, start_revision=after + 1)
+        with self._client.watch(
+            [create], what=what, idle=_HISTORY_SECONDS, timeout=_HISTORY_SECONDS
+        ) as watch:
+            for event in watch.events():
+                if not event.deleted and self._is_ours(event.entry, value, after):
+                    return event.entry.mod_revision
+                if current and event.entry.mod_revision >= current.mod_revision:
+                    return 0
+        if current is not None:
+            raise EtcdConnectionError(f"Could not {what}: the history did not come.")
+        return 0
+
+    def _is_ours(self, entry: wire.Entry, value: bytes, after: int) -> bool:
+        return (
+            entry.mod_revision > after
+            and entry.value == value
+            and any(lease.is_ours(entry.lease) for lease in self._leases.values())
+        )
+
+    def _noted(self, entry: wire.Entry) -> Stored:
+        self._versions[entry.key] = (entry.mod_revision, entry.version)
+        return Stored(entry.value, entry.mod_revision)
+
+    def _saw(self, revision: int, baseline: int) -> None:
+        """
+        Remember the newest revision; older than ``baseline`` means a wiped store.
+        """
+        if revision < baseline or revision > self._seen_revision:
+            self._seen_revision = revision
+
+    def _lease(self, ttl: int) -> Lease:
+        lease = self._leases.get(ttl)
+        if lease is None:
+            lease = self._leases.setdefault(ttl, Lease(self._client, ttl))
+        return lease
+
+    def _queue(self, key: bytes) -> TurnQueue:
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues.setdefault(key, TurnQueue(self._client, key))
+        return queue
+
+    # -- many keys in a directory ----------------------------------------------------
+
+    def get_many(
+        self, directory: str, names: Sequence[bytes], timeout: float
+    ) -> list[bytes | None]:
+        """
+        See ``KeyValue``.
+        """
+        deadline = self._clock() + timeout
+        values: list[bytes | None] = []
+        for batch in _batches([_key(directory, name) for name in names]):
+            if len(batch) == 1:
+                found, _ = self._client.range(
+                    batch[0], timeout=max(deadline - self._clock(), 0.0)
+                )
+                ranges = [found]
+            else:
+                ranges = self._client.txn(
+                    [],
+                    [wire.op_range(wire.range_message(key)) for key in batch],
+                    what=f"read {len(batch)} keys in '{directory}'",
+                    timeout=max(deadline - self._clock(), 0.0),
+                ).ranges
+            values.extend(
+                found.entries[0].value if found.entries else None for found in ranges
+            )
+        return values
+
+    def put_many(
+        self,
+        directory: str,
+        items: Sequence[tuple[bytes, bytes]],
+        ttl: int,
+        timeout: float,
+    ) -> None:
+        """
+        See ``KeyValue``. A batch is written whole or not at all.
+        """
+        deadline = self._clock() + timeout
+        # The last of equal names wins; etcd refuses a key twice in a transaction.
+        pairs = list(dict(items).items())
+        for batch in _batches(pairs, lambda pair: len(pair[0]) + len(pair[1])):
+
+            def send(
+                lease: int, left: float, batch: list[tuple[bytes, bytes]] = batch
+            ) -> object:
+                return self._client.txn(
+                    [],
+                    [
+                        wire.op_put(wire.put_message(_key(directory, n), v, lease))
+                        for n, v in batch
+                    ],
+                    what=f"write {len(batch)} key(s) in '{directory}'",
+                    timeout=left,
+                )
+
+            self._leased(ttl, deadline, send)
+
+    def add(
+        self, directory: str, name: bytes, amount: int, ttl: int, timeout: float
+    ) -> int:
+        """
+        See ``KeyValue``.
+
+        Every sum is written together with a slot of the caller's own, which tells
+        afterwards whether an attempt without an answer was applied.
+        """
+        deadline = self._clock() + timeout
+        key = _key(directory, name)
+        shown = f"add to the key '{key.decode(errors='replace')}'"
+        current: wire.Entry | None = None
+        with self._add_lock:
+            slot = self._slot(directory)
+            self._adds += 1
+            while True:
+                total = (_number(current.value, name) if current else 0) + amount
+                note = f"{self._adds}:{total}".encode()
+                reply = self._send_sum(
+                    key, current, total, slot, note, shown, ttl, deadline
+                )
+                if reply.succeeded:
+                    return total
+                found, slots = reply.ranges
+                if reply.maybe_earlier and slots.entries:
+                    if slots.entries[0].value == note:
+                        return total
+                current = found.entries[0] if found.entries else None
+                if self._clock() >= deadline:
+                    raise EtcdConnectionError(
+                        f"Could not {shown}: others changed it all the time for "
+                        f"{timeout:.1f} s."
+                    )
+
+    def _send_sum(
+        self,
+        key: bytes,
+        current: wire.Entry | None,
+        total: int,
+        slot: bytes,
+        note: bytes,
+        what: str,
+        ttl: int,
+        deadline: float,
+    ) -> wire.TxnReply:
+        def send(lease: int, left: float) -> wire.TxnReply:
+            return self._client.txn(
+                [wire.compare_mod(key, current.mod_revision if current else 0)],
+                [
+                    wire.op_put(wire.put_message(key, str(total).encode(), lease)),
+                    wire.op_put(wire.put_message(slot, note, lease)),
+                ],
+                [
+                    wire.op_range(wire.range_message(key)),
+                    wire.op_range(wire.range_message(slot)),
+                ],
+                what=what,
+                timeout=left,
+            )
+
+        return self._leased(ttl, deadline, send)
+
+    def _slot(self, directory: str) -> bytes:
+        """
+        Return the key of this client's slot; a child after ``fork`` has its own.
+        """
+        if self._slot_owner != os.getpid():
+            self._slot_owner = os.getpid()
+            self._slot_id = uuid.uuid4().hex
+        return f"{directory.rstrip('/')}.slots/{self._slot_id}".encode()
+
+    def wait(
+        self, directory: str, names: Sequence[bytes], timeout: float
+    ) -> dict[bytes, bytes]:
+        """
+        See ``KeyValue``.
+
+        What is there is read in one go. For the rest: first a watch, then a read,
+        so that nothing falls between; then whatever the watch tells.
+        """
+        deadline = self._clock() + timeout
+        wanted = list(dict.fromkeys(names))
+        limit = min(max(timeout, 1.0), self.read_timeout)
+        found = self._present(directory, wanted, limit)
+        while len(found) < len(wanted):
+            left = deadline - self._clock()
+            if left <= 0:
+                break
+            missing = [name for name in wanted if name not in found]
+            try:
+                self._wait_some(directory, missing, found, deadline)
+            except EtcdError as error:
+                if not isinstance(error, (EtcdConnectionError, EtcdReplyError)):
+                    raise
+                # The stream broke: read again, which raises what is really wrong.
+                limit = min(max(deadline - self._clock(), 1.0), self.read_timeout)
+                found.update(self._present(directory, missing, limit))
+        return found
+
+    def _wait_some(
+        self,
+        directory: str,
+        missing: list[bytes],
+        found: dict[bytes, bytes],
+        deadline: float,
+    ) -> None:
+        """
+        Watch and read until all are found, or one stretch of waiting is over.
+        """
+        by_key = {_key(directory, name): name for name in missing}
+        if len(missing) <= _WATCHES_PER_STREAM:
+            creates = [
+                wire.watch_create(key, watch_id=number, no_deletes=True)
+                for number, key in enumerate(by_key, start=1)
+            ]
+        else:
+            prefix = _key(directory, b"")
+            creates = [
+                wire.watch_create(
+                    prefix, wire.prefix_end(prefix), watch_id=1, no_deletes=True
+                )
+            ]
+        left = deadline - self._clock()
+        with self._client.watch(
+            creates,
+            what=f"wait for {len(missing)} key(s) in '{directory}'",
+            idle=max(min(left, _LONGEST_IDLE_SECONDS), 0.001),
+            timeout=max(min(left, self.read_timeout), 0.001),
+        ) as watch:
+            limit = min(max(deadline - self._clock(), 0.1), self.read_timeout)
+            found.update(self._present(directory, missing, limit))
+            waiting = {key for key, name in by_key.items() if name not in found}
+            if not waiting:
+                return
+            for event in watch.events():
+                key = event.entry.key
+                if key in waiting and not event.deleted:
+                    found[by_key[key]] = event.entry.value
+                    waiting.discard(key)
+                if not waiting or self._clock() >= deadline:
+                    return
+
+    def _present(
+        self, directory: str, names: Sequence[bytes], timeout: float
+    ) -> dict[bytes, bytes]:
+        values = self.get_many(directory, names, timeout)
+        return {
+            name: value
+            for name, value in zip(names, values, strict=True)
+            if value is not None
+        }
+
+    def _leased(
+        self, ttl: int, deadline: float, send: Callable[[int, float], _T]
+    ) -> _T:
+        """
+        Send a write that hangs on a lease, with a new lease if the old one is gone.
+        """
+        lease = self._lease(ttl)
+        for attempt in range(1, _LEASE_TRIES + 1):
+            lease_id = lease.current(max(deadline - self._clock(), 0.0))
+            try:
+                return send(lease_id, max(deadline - self._clock(), 0.0))
+            except LeaseNotFound:
+                lease.forget(lease_id)
+                if attempt == _LEASE_TRIES:
+                    raise
+        raise AssertionError("unreachable")
+
+
+def _key(directory: str, name: bytes) -> bytes:
+    return directory.encode() + name
+
+
+def _number(value: bytes, name: bytes) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(
+            f"The value of the key '{name.decode(errors='replace')}' is not a number; "
+            "add() needs a decimal one."
+        ) from None
+
+
+def _batches(
+    items: Sequence[_T], size: Callable[[_T], int] = lambda _: 0
+) -> Iterator[list[_T]]:
+    """
+    Cut items into batches that fit into one transaction each.
+    """
+    batch: list[_T] = []
+    total = 0
+    for item in items:
+        if batch and (
+            len(batch) == _OPERATIONS_PER_TXN or total + size(item) > _BYTES_PER_TXN
+        ):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
+    if batch:
+        yield batch

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Requests to etcd's gateway, over urllib3.
+
+urllib3 never sends anything again by itself here (``retries=False``): whether a
+request may be repeated is decided by ``retry``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from .._failover import Answer, Failover, Trouble
+from .._params import Endpoint, TlsFiles
+from . import retry, wire
+
+__all__ = ["Transport", "trouble_of_exception"]
+
+# The socket waits this much longer than the server was told to, so that the
+# server's own words about a time-out arrive before ours.
+_GRACE_SECONDS: Final = 0.25
+_CONNECTIONS_PER_ENDPOINT: Final = 32
+_MATCHED_NO_API: Final = frozenset({5, 12})  # gRPC: not found, unimplemented
+
+
+class _Pools:
+    """
+    The connections of one process: a child after ``fork`` makes its own.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.by_endpoint: dict[Endpoint, urllib3.HTTPConnectionPool] = {}
+
+
+class Transport:
+    """
+    Send requests to whichever endpoint answers.
+
+    Safe for threads, and after ``fork``.
+
+    Args:
+        endpoints: Where etcd listens; at least one.
+        tls: Certificates, for ``https`` endpoints.
+        connect_timeout: The most seconds that one TCP connect may take.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], tls: TlsFiles, connect_timeout: float
+    ) -> None:
+        self.failover = Failover(endpoints)
+        self._tls = tls
+        self._connect_timeout = connect_timeout
+        self._pools = _Pools()
+
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        what: str,
+        timeout: float,
+        writes: bool = True,
+        patient: bool = False,
+    ) -> Answer[dict[str, Any]]:
+        """
+        Send one operation until it is answered or its time is up.
+
+        Args:
+            path: The path of the API, such as ``/v3/kv/txn``.
+            body: The body; every attempt sends these very bytes.
+            what: The operation in words, for errors: "read the key '/a'".
+            timeout: The seconds for all attempts together. It is overshot by a
+                quarter of a second at most, and by what name resolution takes.
+            writes: Whether the operation changes anything.
+            patient: Whether to go on although no endpoint can be reached.
+
+        Raises:
+            EtcdConnectionError: No endpoint answered.
+            EtcdProtocolError: Something answered that is not etcd's v3 API.
+            EtcdReplyError: etcd answered with an error.
+        """
+
+        def attempt(endpoint: Endpoint, limit: float) -> dict[str, Any] | Trouble:
+            try:
+                response = self._pool(endpoint).urlopen(
+                    "POST",
+                    path,
+                    body=body,
+                    headers=_headers(limit),
+                    retries=False,
+                    redirect=False,
+                    timeout=self._timeout(limit, limit + _GRACE_SECONDS),
+                )
+            except (HTTPError, OSError) as error:
+                return trouble_of_exception(error)
+            return _read_reply(response.status, response.data)
+
+        return self.failover.run(
+            attempt, what=what, timeout=timeout, writes=writes, patient=patient
+        )
+
+    @contextmanager
+    def stream(
+        self, path: str, body: bytes, *, what: str, timeout: float, idle: float
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        """
+        Open a stream of messages on a connection of its own; close it afterwards.
+
+        One attempt at the last good endpoint: whoever watches reads again and
+        watches again, elsewhere, after a failure.
+
+        Args:
+            path: The path of the API.
+            body: The complete body.
+            what: The operation in words, for errors.
+            timeout: The most seconds until the connection is there.
+            idle: The most seconds between two messages; urllib3's
+                ``ReadTimeoutError`` comes out of the reading then.
+
+        Raises:
+            EtcdConnectionError: The stream could not be opened.
+            EtcdProtocolError: Something answered that is not etcd's v3 API.
+            EtcdReplyError: etcd answered with an error.
+        """
+        endpoint = self.failover.current
+        started = time.monotonic()
+        pool = self._new_pool(endpoint, size=1)
+        response: urllib3.BaseHTTPResponse | None = None
+        trouble: Trouble | None = None
+        try:
+            try:
+                response = pool.urlopen(
+                    "POST",
+                    path,
+                    body=body,
+                    headers=_headers(None),
+                    retries=False,
+                    redirect=False,
+                    preload_content=False,
+                    timeout=self._timeout(timeout, idle),
+                )
+                if response.status != 200:
+                    outcome = _read_reply(response.status, response.read())
+                    trouble = outcome if isinstance(outcome, Trouble) else None
+            except (HTTPError, OSError) as error:
+                trouble = trouble_of_exception(error)
+            if trouble is not None or response is None:
+                trouble = trouble or Trouble(retry.Failure.AMBIGUOUS, "no answer")
+                if trouble.failure is not retry.Failure.FINAL:
+                    self.failover.move_on(endpoint)
+                raise self.failover.error(
+                    trouble, endpoint, what, 1, started
+                ) from trouble.cause
+            yield response
+        finally:
+            if response is not None:
+                response.close()
+            pool.close()
+
+    def get(self, path: str, *, timeout: float) -> tuple[Endpoint, int, bytes]:
+        """
+        Read a plain page, such as ``/version``, from the last good endpoint.
+
+        Returns:
+            The endpoint, the HTTP status and the body.
+
+        Raises:
+            EtcdConnectionError: The endpoint did not answer.
+            EtcdProtocolError: TLS on one side only, or a certificate refused.
+        """
+
+        def attempt(endpoint: Endpoint, limit: float) -> tuple[int, bytes] | Trouble:
+            try:
+                response = self._pool(endpoint).urlopen(
+                    "GET",
+                    path,
+                    retries=False,
+                    redirect=False,
+                    timeout=self._timeout(limit, limit),
+                )
+            except (HTTPError, OSError) as error:
+                return trouble_of_exception(error)
+            return response.status, response.data
+
+        answer = self.failover.run(
+            attempt, what=f"read {path}", timeout=timeout, writes=False
+        )
+        return answer.endpoint, *answer.value
+
+    def close(self) -> None:
+        """
+        Close all idle connections. The transport can still be used.
+        """
+        pools, self._pools = self._pools, _Pools()
+        if pools.pid == os.getpid():
+            for pool in pools.by_endpoint.values():
+                pool.close()
+
+    def _timeout(self, connect: float, read: float) -> urllib3.Timeout:
+        return urllib3.Timeout(connect=min(connect, self._connect_timeout), read=read)
+
+    def _pool(self, endpoint: Endpoint) -> urllib3.HTTPConnectionPool:
+        pools = self._pools
+        if pools.pid != os.getpid():
+            # The parent's connections stay the parent's: they are left alone.
+            pools = self._pools = _Pools()
+        pool = pools.by_endpoint.get(endpoint)
+        if pool is None:
+            with pools.lock:
+                pool = pools.by_endpoint.get(endpoint)
+                if pool is None:
+                    pool = self._new_pool(endpoint, size=_CONNECTIONS_PER_ENDPOINT)
+                    pools.by_endpoint[endpoint] = pool
+        return pool
+
+    def _new_pool(self, endpoint: Endpoint, size: int) -> urllib3.HTTPConnectionPool:
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        if endpoint.scheme == "http":
+            return urllib3.HTTPConnectionPool(
+                host, endpoint.port, maxsize=size, retries=False
+            )
+        return urllib3.HTTPSConnectionPool(
+            host,
+            endpoint.port,
+            maxsize=size,
+            retries=False,
+            cert_file=self._tls.cert,
+            key_file=self._tls.key,
+            ca_certs=self._tls.ca,
+            cert_reqs="CERT_REQUIRED",
+        )
+
+
+def _headers(limit: float | None) -> dict[str, str]:
+    headers = {
+        "Content-Type": "application/json",
+        # A member without a leader then says so at once.
+        "Grpc-Metadata-hasleader": "true",
+    }
+    if limit is not None:
+        # The server then gives up when we do.
+        headers["Grpc-Timeout"] = f"{max(int(limit * 1000), 1)}m"
+    return headers
+
+
+def trouble_of_exception(error: BaseException) -> Trouble:
+    """
+    Return what urllib3's exception means, and what to call it.
+    """
+    failure = retry.failure_of_exception(error)
+    return Trouble(failure, _in_words(error, failure), error)
+
+
+def _in_words(error: BaseException, failure: retry.Failure) -> str:
+    if failure is retry.Failure.TLS:
+        return _tls_in_words(str(error))
+    if isinstance(error, urllib3.exceptions.NameResolutionError):
+        return "its host name can't be resolved"
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return "no connection in time"
+    if isinstance(error, urllib3.exceptions.NewConnectionError):
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, ConnectionRefusedError):
+            return "connection refused; is etcd running there?"
+        return f"no connection ({cause or error})"
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return "no answer in time"
+    return f"the connection broke ({error})"
+
+
+def _tls_in_words(text: str) -> str:
+    lowered = text.lower()
+    if "wrong version number" in lowered or "record layer" in lowered:
+        return (
+            "it does not speak TLS; use protocol=http, or name the port that serves "
+            "https"
+        )
+    if "certificate verify failed" in lowered:
+        return (
+            "its certificate is not trusted; name the authority that signed it with "
+            f"ca_cert ({text})"
+        )
+    if "certificate required" in lowered or "bad certificate" in lowered:
+        return (
+            "it wants another client certificate; name it with ssl_cert and "
+            "ssl_cert_key"
+        )
+    return f"the TLS handshake failed ({text})"
+
+
+def _read_reply(status: int, body: bytes) -> dict[str, Any] | Trouble:
+    """
+    Tell a good reply from an error, and etcd's error from somebody else's.
+    """
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return _not_json(status, body)
+    error = wire.decode_error(data)
+    if error is not None:
+        code, text = error
+        if status == 404 and code in _MATCHED_NO_API and "lease" not in text:
+            return _no_v3(text)
+        return Trouble(retry.failure_of_reply(code, text), text, code=code)
+    if status == 200 and isinstance(data, dict):
+        return data
+    return _not_etcd(
+        f"something answered that is not etcd's v3 API (HTTP status {status})"
+    )
+
+
+def _not_json(status: int, body: bytes) -> Trouble:
+    text = body[:200].decode("utf-8", "replace").strip()
+    if "HTTP request to an HTTPS server" in text:
+        return _not_etcd("it speaks TLS; use protocol=https")
+    if status == 404:
+        return _no_v3(text)
+    if status >= 500 or (status == 200 and not body):
+        # A proxy in between, or an etcd that is going down.
+        return Trouble(
+            retry.Failure.AMBIGUOUS, f"HTTP status {status} without etcd's own words"
+        )
+    return _not_etcd(
+        f"something answered that is not etcd (HTTP status {status}: {text!r})"
+    )
+
+
+def _no_v3(text: str) -> Trouble:
+    return Trouble(
+        retry.Failure.FINAL,
+        "it answers, but does not serve etcd's v3 API over HTTP; is it an etcd of "
+        f"version 3.4 or later with its gRPC gateway on? ({text or 'not found'})",
+        not_etcd=True,
+        api_missing=True,
+    )
+
+
+def _not_etcd(reason: str) -> Trouble:
+    return Trouble(retry.Failure.FINAL, reason, not_etcd=True)

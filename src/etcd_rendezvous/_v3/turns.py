@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+The order of those who lost a compare-and-swap on one key.
+
+torch's handler answers a lost swap by trying again at once. With N nodes that is N
+swaps of which one wins, again and again. So a loser takes a ticket, in the failure
+branch of the lost swap itself, and waits until its predecessor's ticket is gone;
+the winner deletes its own in the winning transaction.
+
+Tickets are order only; the swap stays the guarantee. A node that dies while it
+waits leaves its ticket behind. Every eighth write of the state therefore touches
+one more key, the pulse, which everyone who waits sees: where neither the pulse nor
+the predecessor's ticket moves for ``STALL_SECONDS``, whoever notices first deletes
+*all* tickets. Those alive try at once, and queue anew; however many were dead, they
+cost this one wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from .._errors import EtcdError
+from .._kv import Queued
+from . import wire
+
+if TYPE_CHECKING:
+    from .client import EtcdClient
+
+__all__ = ["TurnQueue"]
+
+STALL_SECONDS: Final = 0.4
+LONGEST_WAIT_SECONDS: Final = 4.0
+_WRITES_PER_PULSE: Final = 8
+
+
+class TurnQueue:
+    """
+    One client's place among those who lost a swap on a key.
+
+    Args:
+        client: The client.
+        key: The key that is swapped.
+    """
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        key: bytes,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._pulse = key + b"/turn"
+        self._prefix = key + b"/turn/"
+        self._end = wire.prefix_end(self._prefix)
+        self._ticket: bytes | None = None
+        self._since = 0
+
+    def winning_ops(self, lease: int, version: int) -> list[wire.Json]:
+        """
+        Return what a winning swap does besides: give the ticket back, beat.
+
+        Args:
+            lease: The caller's lease.
+            version: The version of the key that is replaced, 0 if unknown.
+        """
+        ops = []
+        if self._ticket is not None:
+            ops.append(wire.op_delete(wire.delete_message(self._ticket)))
+        if version and (version + 1) % _WRITES_PER_PULSE == 0:
+            ops.append(wire.op_put(wire.put_message(self._pulse, b"", lease)))
+        return ops
+
+    def losing_ops(self, lease: int) -> list[wire.Json]:
+        """
+        Return what a losing swap does besides: take a ticket, see who is before.
+
+        Args:
+            lease: The caller's lease, which names the ticket too.
+        """
+        ticket = self._prefix + f"{lease:016x}".encode()
+        held = ticket == self._ticket
+        return [
+            wire.op_put(wire.put_message(ticket, b"", lease)),
+            wire.op_range(
+                wire.range_message(
+                    self._prefix,
+                    self._end,
+                    keys_only=True,
+                    newest_first=True,
+                    limit=1 if held else 2,
+                    max_create_revision=self._since - 1 if held else 0,
+                )
+            ),
+        ]
+
+    def won(self) -> None:
+        """
+        Take note that the swap was won, and the ticket deleted with it.
+        """
+        self._ticket = None
+        self._since = 0
+
+    def lost(self, lease: int, reply: wire.TxnReply) -> Queued | None:
+        """
+        Take note that the swap was lost.
+
+        Args:
+            lease: The lease that it was sent with.
+            reply: The reply; its last range is that of :meth:`losing_ops`.
+
+        Returns:
+            The place behind another ticket, or None if nobody is before.
+        """
+        ticket = self._prefix + f"{lease:016x}".encode()
+        if ticket != self._ticket:
+            self._ticket = ticket
+            self._since = reply.revision
+        for entry in reply.ranges[-1].entries:
+            if entry.key != ticket:
+                return Queued(entry.key, entry.create_revision, reply.revision)
+        return None
+
+    def wait(self, queued: Queued, timeout: float) -> None:
+        """
+        Wait until the predecessor's ticket is gone, the queue stalls, or time is up.
+
+        Args:
+            queued: What :meth:`lost` returned.
+            timeout: The most seconds to wait, besides ``LONGEST_WAIT_SECONDS``.
+        """
+        deadline = self._clock() + min(timeout, LONGEST_WAIT_SECONDS)
+        before = queued.behind
+        # The first watch is told at once, but begins only now; the second leaves
+        # no gap, but is up to 100 ms late at first.
+        creates = [
+            wire.watch_create(before, watch_id=1, no_puts=True),
+            wire.watch_create(
+                before, watch_id=2, no_puts=True, start_revision=queued.revision + 1
+            ),
+            wire.watch_create(self._pulse, watch_id=3, no_deletes=True),
+        ]
+        try:
+            with self._client.watch(
+                creates,
+                what="wait for one's turn",
+                idle=min(STALL_SECONDS, timeout),
+                timeout=min(STALL_SECONDS, timeout),
+            ) as watch:
+                for event in watch.events():
+                    if event.deleted or self._clock() >= deadline:
+                        return
+            if self._clock() < deadline:
+                self._clear(queued)
+        except EtcdError:
+            # No order then. The caller reads the state next, and meets whatever
+            # is wrong there.
+            return
+
+    def _clear(self, queued: Queued) -> None:
+        """
+        Delete all tickets, if the one waited for is still the same.
+        """
+        self._client.txn(
+            [wire.compare_create(queued.behind, queued.behind_since)],
+            [wire.op_delete(wire.delete_message(self._prefix, self._end))],
+            what="clear the queue of swaps",
+            timeout=STALL_SECONDS,
+        )
+        self.won()

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Bounded watch streams.
+
+A watch is a connection of its own, closed when its time is up: a
+``cancel_request`` does nothing over HTTP. Several watches share one stream: their
+requests stand in one complete body, a newline between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import urllib3
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from .._errors import EtcdConnectionError, EtcdReplyError
+from . import wire
+from .transport import Transport
+
+__all__ = ["Watch", "open_watch"]
+
+
+class Watch:
+    """
+    An open stream of changes.
+
+    Attributes:
+        revision: The store's revision when the last of its watches was created.
+    """
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, what: str) -> None:
+        self._messages = _messages(response, what)
+        self._what = what
+        self._early: list[wire.Event] = []
+        self.revision = 0
+
+    def events(self) -> Iterator[wire.Event]:
+        """
+        Yield the changes as they come, until the stream is idle.
+
+        It ends silently after the idle seconds that it was opened with.
+
+        Raises:
+            EtcdConnectionError: The stream broke or ended.
+            EtcdReplyError: The server ended a watch.
+        """
+        yield from self._early
+        self._early.clear()
+        try:
+            for message in self._messages:
+                self._refuse_canceled(message)
+                yield from message.events
+        except ReadTimeoutError:
+            return
+        except (HTTPError, OSError) as error:
+            raise EtcdConnectionError(
+                f"Could not {self._what}: the stream broke ({error})."
+            ) from error
+        raise EtcdConnectionError(f"Could not {self._what}: the stream ended.")
+
+    def wait_created(self, how_many: int) -> None:
+        """
+        Wait until every watch of the stream is there.
+
+        Args:
+            how_many: How many watches were asked for.
+
+        Raises:
+            EtcdConnectionError: The stream broke, ended or was silent.
+            EtcdReplyError: The server refused a watch.
+        """
+        missing = how_many
+        try:
+            while missing:
+                message = next(self._messages, None)
+                if message is None:
+                    raise EtcdConnectionError(
+                        f"Could not {self._what}: the stream ended."
+                    )
+                self._refuse_canceled(message)
+                if message.created:
+                    missing -= 1
+                    self.revision = max(self.revision, message.revision)
+                self._early.extend(message.events)
+        except (HTTPError, OSError) as error:
+            raise EtcdConnectionError(
+                f"Could not {self._what}: the stream broke ({error})."
+            ) from error
+
+    def _refuse_canceled(self, message: wire.WatchMessage) -> None:
+        # A refused watch is created *and* canceled, with HTTP status 200; after
+        # `canceled` the stream stays open and silent.
+        if message.canceled or message.compact_revision:
+            reason = (
+                f"revision {message.compact_revision} and older are compacted"
+                if message.compact_revision
+                else "the server ended the watch"
+            )
+            raise EtcdReplyError(f"Could not {self._what}: {reason}.", 11, reason)
+
+
+@contextmanager
+def open_watch(
+    transport: Transport,
+    creates: Sequence[wire.Json],
+    *,
+    what: str,
+    timeout: float,
+    idle: float,
+) -> Iterator[Watch]:
+    """
+    Open watches on one stream, wait until they are there, and close it afterwards.
+
+    Args:
+        transport: The way to etcd.
+        creates: The watches, from ``wire.watch_create``, each with its own number.
+        what: The operation in words, for errors.
+        timeout: The most seconds until the stream is open.
+        idle: The seconds of silence after which ``Watch.events`` ends.
+
+    Yields:
+        The open watch.
+
+    Raises:
+        EtcdConnectionError: The stream could not be opened, or broke.
+        EtcdProtocolError: Something answered that is not etcd's v3 API.
+        EtcdReplyError: The server refused it.
+    """
+    body = b"\n".join(wire.encode(create) for create in creates)
+    with transport.stream(
+        wire.WATCH, body, what=what, timeout=timeout, idle=idle
+    ) as response:
+        watch = Watch(response, what)
+        watch.wait_created(len(creates))
+        yield watch
+
+
+def _messages(
+    response: urllib3.BaseHTTPResponse, what: str
+) -> Iterator[wire.WatchMessage]:
+    """
+    Cut a stream into its lines; 3.4's last line, an error, has no newline.
+    """
+    rest = b""
+    for chunk in response.read_chunked(decode_content=False):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield _message(line, what)
+    if rest.strip():
+        yield _message(rest, what)
+
+
+def _message(line: bytes, what: str) -> wire.WatchMessage:
+    try:
+        data: Any = json.loads(line)
+    except ValueError as error:
+        raise EtcdConnectionError(
+            f"Could not {what}: the stream holds something that is not etcd's."
+        ) from error
+    failed = wire.decode_error(data)
+    if failed is not None:
+        code, text = failed
+        raise EtcdReplyError(f"Could not {what}: {text}.", code, text)
+    return wire.decode_watch(data)
