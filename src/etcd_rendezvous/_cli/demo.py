@@ -404,7 +404,7 @@ def demo(
     Watch a training job survive the death of its rank 0.
 
     Starts a local etcd and an elastic job of three torchrun agents on this machine,
-    which train a small network on scikit-learn's digits. In mid-training the node of
+    which train a small network on scikit-learn's digits. While they train, the node of
     rank 0 is killed, agent and worker. The others meet again through etcd and go on
     from the newest checkpoint, a newcomer takes the free place, and training ends.
 

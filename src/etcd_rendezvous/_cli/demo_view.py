@@ -169,7 +169,13 @@ class View:
             nodes.add_row(Text(name, "bold"), Text(state, style))
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            ProgressBar(total=status.steps, completed=status.step, width=30),
+            ProgressBar(
+                total=status.steps,
+                completed=status.step,
+                width=30,
+                complete_style="green",
+                finished_style="green",
+            ),
             Text(f"step {status.step} of {status.steps}"),
             Text(_describe(status), "dim"),
         )

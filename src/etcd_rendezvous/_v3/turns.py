@@ -8,7 +8,7 @@ branch of the lost swap itself, and waits until its predecessor's ticket is gone
 the winner deletes its own in the winning transaction.
 
 Tickets are order only; the swap stays the guarantee. A node that dies while it
-waits leaves its ticket behind. Every eighth write of the state therefore touches
+waits leaves its ticket behind. Every fourth write of the state therefore touches
 one more key, the pulse, which everyone who waits sees: where neither the pulse nor
 the predecessor's ticket moves for ``STALL_SECONDS``, whoever notices first deletes
 *all* tickets. Those alive try at once, and queue anew; however many were dead, they
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TurnQueue"]
 
-STALL_SECONDS: Final = 0.4
+STALL_SECONDS: Final = 0.6
 LONGEST_WAIT_SECONDS: Final = 4.0
-_WRITES_PER_PULSE: Final = 8
+_WRITES_PER_PULSE: Final = 4
 
 
 class TurnQueue:
@@ -81,19 +81,13 @@ class TurnQueue:
         Args:
             lease: The caller's lease, which names the ticket too.
         """
-        ticket = self._prefix + f"{lease:016x}".encode()
+        ticket = self._ticket_of(lease)
         held = ticket == self._ticket
         return [
             wire.op_put(wire.put_message(ticket, b"", lease)),
+            wire.op_range(wire.range_message(ticket, keys_only=True)),
             wire.op_range(
-                wire.range_message(
-                    self._prefix,
-                    self._end,
-                    keys_only=True,
-                    newest_first=True,
-                    limit=1 if held else 2,
-                    max_create_revision=self._since - 1 if held else 0,
-                )
+                self._newest(1, self._since - 1) if held else self._newest(2)
             ),
         ]
 
@@ -110,19 +104,43 @@ class TurnQueue:
 
         Args:
             lease: The lease that it was sent with.
-            reply: The reply; its last range is that of :meth:`losing_ops`.
+            reply: The reply; its last ranges are those of :meth:`losing_ops`.
 
         Returns:
             The place behind another ticket, or None if nobody is before.
+
+        Raises:
+            EtcdError: etcd can't be reached, or refuses.
         """
-        ticket = self._prefix + f"{lease:016x}".encode()
-        if ticket != self._ticket:
-            self._ticket = ticket
-            self._since = reply.revision
-        for entry in reply.ranges[-1].entries:
+        ticket = self._ticket_of(lease)
+        mine, others = reply.ranges[-2].entries[0], reply.ranges[-1].entries
+        if ticket == self._ticket and mine.create_revision != self._since:
+            # The queue was cleared meanwhile, and the ticket is a new one.
+            reply = self._client.txn(
+                [],
+                [wire.op_range(self._newest(1, mine.create_revision - 1))],
+                what="find one's place in the queue of swaps",
+            )
+            others = reply.ranges[0].entries
+        self._ticket = ticket
+        self._since = mine.create_revision
+        for entry in others:
             if entry.key != ticket:
                 return Queued(entry.key, entry.create_revision, reply.revision)
         return None
+
+    def _newest(self, limit: int, created_until: int = 0) -> wire.Json:
+        return wire.range_message(
+            self._prefix,
+            self._end,
+            keys_only=True,
+            newest_first=True,
+            limit=limit,
+            max_create_revision=created_until,
+        )
+
+    def _ticket_of(self, lease: int) -> bytes:
+        return self._prefix + f"{lease:016x}".encode()
 
     def wait(self, queued: Queued, timeout: float) -> None:
         """

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+What the README's figures come from.
+"""

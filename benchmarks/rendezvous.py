@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+How long N of torch's handlers take to meet: ours beside torch's own backends.
+
+All handlers call ``next_rendezvous()`` at once, as threads in eight processes, with
+min = max = N. Backends take turns, run by run, so that all see the same machine.
+
+    python -m benchmarks.rendezvous --nodes 32 128 256 --runs 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import multiprocessing
+import statistics
+import sys
+import threading
+import time
+import uuid
+from typing import Any
+
+from etcd_rendezvous import EtcdServer
+
+PROCESSES = 8
+BACKENDS = ("c10d", "etcd-v3")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[32, 128, 256])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS))
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds a run")
+    parser.add_argument("--binary", help="the etcd to measure with")
+    options = parser.parse_args()
+    with EtcdServer(binary=options.binary) as server:
+        print(f"etcd {server.version}; medians of {options.runs} interleaved runs")
+        ok = True
+        for nodes in options.nodes:
+            ok = _compare(server.get_endpoint(), nodes, options) and ok
+    return 0 if ok else 1
+
+
+def _compare(endpoint: str, nodes: int, options: argparse.Namespace) -> bool:
+    times: dict[str, list[float]] = collections.defaultdict(list)
+    swaps: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
+    for _ in range(options.runs):
+        for backend in options.backends:
+            seconds, tried, lost = meet(backend, endpoint, nodes, options.limit)
+            times[backend].append(seconds)
+            swaps[backend].append((tried, lost))
+    base = statistics.median(times[options.backends[0]])
+    for backend in options.backends:
+        median = statistics.median(times[backend])
+        tried, lost = statistics.median_low(swaps[backend])
+        print(
+            f"{nodes:4} nodes  {backend:10} {median:6.2f} s  "
+            f"({min(times[backend]):.2f} to {max(times[backend]):.2f})  "
+            f"{median / base:5.2f} times {options.backends[0]}  "
+            f"swaps {tried}, lost {lost}",
+            flush=True,
+        )
+    return all(max(run) < options.limit for run in times.values())
+
+
+def meet(
+    backend: str, endpoint: str, nodes: int, limit: float
+) -> tuple[float, int, int]:
+    """
+    Let N handlers meet once.
+
+    Returns:
+        The seconds that the slowest took (the limit if some never met), the swaps
+        tried, and those lost.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes = min(PROCESSES, nodes)
+    go = context.Barrier(processes + 1)
+    results: Any = context.Queue()
+    run_id = uuid.uuid4().hex
+    store = None
+    if backend == "c10d":
+        from torch.distributed import TCPStore  # noqa: PLC0415
+
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        endpoint = f"127.0.0.1:{store.port}"
+    share = [nodes // processes + (i < nodes % processes) for i in range(processes)]
+    children = [
+        context.Process(
+            target=_process,
+            args=(backend, endpoint, run_id, nodes, count, number, limit, go, results),
+            daemon=True,
+        )
+        for number, count in enumerate(share)
+    ]
+    for child in children:
+        child.start()
+    go.wait(120)
+    slowest, tried, lost = 0.0, 0, 0
+    for _ in children:
+        seconds, child_tried, child_lost = results.get(timeout=limit + 120)
+        slowest = max(slowest, seconds)
+        tried += child_tried
+        lost += child_lost
+    for child in children:
+        child.join(30)
+        if child.is_alive():
+            child.kill()
+    return min(slowest, limit), tried, lost
+
+
+def _process(  # noqa: PLR0913
+    backend_name: str,
+    endpoint: str,
+    run_id: str,
+    nodes: int,
+    count: int,
+    number: int,
+    limit: float,
+    go: Any,
+    results: Any,
+) -> None:
+    handlers, counters = [], []
+    for local in range(count):
+        handler, counter = _handler(
+            backend_name, endpoint, run_id, nodes, f"node{number:02}x{local:03}", limit
+        )
+        handlers.append(handler)
+        counters.append(counter)
+    finished: list[float] = []
+
+    def join(handler: Any) -> None:
+        handler.next_rendezvous()
+        finished.append(time.perf_counter())
+
+    threads = [
+        threading.Thread(target=join, args=(handler,), daemon=True)
+        for handler in handlers
+    ]
+    go.wait(120)
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(started + limit - time.perf_counter(), 0.0))
+    seconds = max(finished) - started if len(finished) == count else limit
+    results.put(
+        (
+            seconds,
+            sum(counter["tried"] for counter in counters),
+            sum(counter["lost"] for counter in counters),
+        )
+    )
+    results.close()
+    results.join_thread()
+    sys.stdout.flush()
+    import os  # noqa: PLC0415
+
+    os._exit(0)  # the handlers' heartbeats have nobody to tell any more
+
+
+def _handler(
+    name: str, endpoint: str, run_id: str, nodes: int, addr: str, limit: float
+) -> tuple[Any, collections.Counter[str]]:
+    from torch.distributed.elastic.rendezvous import (  # noqa: PLC0415
+        RendezvousParameters,
+    )
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (  # noqa: PLC0415
+        create_handler,
+    )
+
+    extra = {"is_host": "0"} if name == "c10d" else {}
+    params = RendezvousParameters(
+        name,
+        endpoint,
+        run_id,
+        nodes,
+        nodes,
+        addr,
+        join_timeout=int(limit),
+        **extra,
+    )
+    if name == "c10d":
+        from torch.distributed.elastic.rendezvous import (  # noqa: PLC0415
+            c10d_rendezvous_backend as module,
+        )
+    elif name == "torch-etcd-v2":
+        from torch.distributed.elastic.rendezvous import (  # noqa: PLC0415
+            etcd_rendezvous_backend as module,
+        )
+    else:
+        import etcd_rendezvous as module  # noqa: PLC0415
+    backend, store = module.create_backend(params)
+    counter: collections.Counter[str] = collections.Counter()
+    set_state = backend.set_state
+
+    def counted(state: bytes, token: Any = None) -> Any:
+        result = set_state(state, token)
+        counter["tried"] += 1
+        counter["lost"] += result is None or not result[2]
+        return result
+
+    backend.set_state = counted
+    handler = create_handler(store, backend, params)
+    # The store that workers bootstrap from is no part of what is measured.
+    handler._create_tcp_store_server = lambda *_: _NoServer()
+    return handler, counter
+
+
+class _NoServer:
+    port = 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
