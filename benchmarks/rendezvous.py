@@ -23,7 +23,8 @@ from typing import Any
 from etcd_rendezvous import EtcdServer
 
 PROCESSES = 8
-BACKENDS = ("c10d", "etcd-v3")
+# "etcd-v3" is what torchrun gets; "etcd-v3-bare" our backend in torch's own handler.
+BACKENDS = ("c10d", "etcd-v3", "etcd-v3-bare")
 
 
 def main() -> int:
@@ -55,7 +56,7 @@ def _compare(endpoint: str, nodes: int, options: argparse.Namespace) -> bool:
         median = statistics.median(times[backend])
         tried, lost = statistics.median_low(swaps[backend])
         print(
-            f"{nodes:4} nodes  {backend:10} {median:6.2f} s  "
+            f"{nodes:4} nodes  {backend:13} {median:6.2f} s  "
             f"({min(times[backend]):.2f} to {max(times[backend]):.2f})  "
             f"{median / base:5.2f} times {options.backends[0]}  "
             f"swaps {tried}, lost {lost}",
@@ -81,7 +82,7 @@ def meet(
     run_id = uuid.uuid4().hex
     store = None
     if backend == "c10d":
-        from torch.distributed import TCPStore  # noqa: PLC0415
+        from torch.distributed import TCPStore
 
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         endpoint = f"127.0.0.1:{store.port}"
@@ -110,7 +111,7 @@ def meet(
     return min(slowest, limit), tried, lost
 
 
-def _process(  # noqa: PLR0913
+def _process(
     backend_name: str,
     endpoint: str,
     run_id: str,
@@ -155,7 +156,7 @@ def _process(  # noqa: PLR0913
     results.close()
     results.join_thread()
     sys.stdout.flush()
-    import os  # noqa: PLC0415
+    import os
 
     os._exit(0)  # the handlers' heartbeats have nobody to tell any more
 
@@ -163,16 +164,23 @@ def _process(  # noqa: PLR0913
 def _handler(
     name: str, endpoint: str, run_id: str, nodes: int, addr: str, limit: float
 ) -> tuple[Any, collections.Counter[str]]:
-    from torch.distributed.elastic.rendezvous import (  # noqa: PLC0415
+    from torch.distributed.elastic.rendezvous import (
         RendezvousParameters,
-    )
-    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (  # noqa: PLC0415
-        create_handler,
+        c10d_rendezvous_backend,
+        dynamic_rendezvous,
+        etcd_rendezvous_backend,
     )
 
+    import etcd_rendezvous
+    from etcd_rendezvous import EtcdRendezvousHandler
+
+    module = {
+        "c10d": c10d_rendezvous_backend,
+        "torch-etcd-v2": etcd_rendezvous_backend,
+    }.get(name, etcd_rendezvous)
     extra = {"is_host": "0"} if name == "c10d" else {}
     params = RendezvousParameters(
-        name,
+        "etcd-v3" if name.startswith("etcd-v3") else name,
         endpoint,
         run_id,
         nodes,
@@ -181,16 +189,6 @@ def _handler(
         join_timeout=int(limit),
         **extra,
     )
-    if name == "c10d":
-        from torch.distributed.elastic.rendezvous import (  # noqa: PLC0415
-            c10d_rendezvous_backend as module,
-        )
-    elif name == "torch-etcd-v2":
-        from torch.distributed.elastic.rendezvous import (  # noqa: PLC0415
-            etcd_rendezvous_backend as module,
-        )
-    else:
-        import etcd_rendezvous as module  # noqa: PLC0415
     backend, store = module.create_backend(params)
     counter: collections.Counter[str] = collections.Counter()
     set_state = backend.set_state
@@ -202,7 +200,10 @@ def _handler(
         return result
 
     backend.set_state = counted
-    handler = create_handler(store, backend, params)
+    if name == "etcd-v3":
+        handler: Any = EtcdRendezvousHandler.create(store, backend, params)
+    else:
+        handler = dynamic_rendezvous.create_handler(store, backend, params)
     # The store that workers bootstrap from is no part of what is measured.
     handler._create_tcp_store_server = lambda *_: _NoServer()
     return handler, counter

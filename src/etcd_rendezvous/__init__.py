@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ._factory import create_backend, create_handler
     from ._handler import EtcdRendezvousHandler
     from ._server import EtcdCluster, EtcdServer
-    from ._store import EtcdStore, EtcdStoreTimeout
+    from ._store import EtcdStore, EtcdStoreTimeoutError
     from ._v3.client import EtcdClient
 
     __version__: str
@@ -45,7 +45,7 @@ __all__ = [
     "EtcdServerError",
     "EtcdSettingError",
     "EtcdStore",
-    "EtcdStoreTimeout",
+    "EtcdStoreTimeoutError",
     "__version__",
     "create_backend",
     "create_handler",
@@ -58,7 +58,7 @@ _HOMES = {
     "EtcdRendezvousHandler": "_handler",
     "EtcdServer": "_server",
     "EtcdStore": "_store",
-    "EtcdStoreTimeout": "_store",
+    "EtcdStoreTimeoutError": "_store",
     "create_backend": "_factory",
     "create_handler": "_factory",
 }

@@ -49,7 +49,7 @@ class _Token(int):
 
     life: int
 
-    def __new__(cls, revision: int, life: int) -> _Token:
+    def __new__(cls, revision: int, life: int) -> _Token:  # noqa: PYI034
         token = super().__new__(cls, revision)
         token.life = life
         return token
@@ -247,7 +247,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._says_closed = closed
 
     def _time_left(self) -> float:
-        deadline = getattr(self._local, "deadline", None)
+        deadline: float | None = getattr(self._local, "deadline", None)
         if deadline is None:
             return self._kv.read_timeout
         return min(max(deadline - time.monotonic(), 0.05), self._kv.read_timeout)

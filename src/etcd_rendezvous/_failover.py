@@ -152,6 +152,10 @@ class Failover:
                 time_left=deadline - self._clock(),
             )
             if step is retry.Step.RAISE:
+                if result.failure is retry.Failure.FINAL and not result.not_etcd:
+                    # A refusal of etcd's is an answer, too.
+                    self._current = index % len(self.endpoints)
+                    self.last_good = endpoint
                 raise self.error(
                     result, endpoint, what, tries, started, maybe_earlier
                 ) from result.cause
@@ -181,12 +185,12 @@ class Failover:
             f"Could not {what} at {where}: {trouble.reason} "
             f"({often} in {self._clock() - started:.1f} s)."
         )
+        if maybe_applied:
+            message += " It may or may not have been applied."
         if trouble.not_etcd or trouble.failure is retry.Failure.TLS:
             error = EtcdProtocolError(message)
             error.api_missing = trouble.api_missing
             return error
         if trouble.failure is retry.Failure.FINAL:
             return EtcdReplyError(message, trouble.code, trouble.reason)
-        if maybe_applied:
-            message += " It may or may not have been applied."
         return EtcdConnectionError(message)

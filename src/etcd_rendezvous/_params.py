@@ -8,9 +8,11 @@ No network and no torch. Refusals name the setting, and the nearest right spelli
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from ._errors import EtcdSettingError
@@ -63,8 +65,9 @@ _OUR_SETTINGS: Final = frozenset(
 )
 _SECRETS: Final = frozenset({"password", "passwd", "token"})
 
-_HOST: Final = re.compile(r"^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?$")
-_IPV6: Final = re.compile(r"^[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?$")
+_LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
+_SCOPE: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
@@ -151,26 +154,27 @@ def parse_endpoints(
     Raises:
         EtcdSettingError: An endpoint can't be read, or contradicts ``protocol``.
     """
+    protocol = _protocol(protocol)
     whole = (text or "").strip()
     if not whole:
         return (Endpoint(protocol or "http", "localhost", DEFAULT_PORT),)
+    if "@" in whole:
+        # Nothing of it is shown: where a password ends can't be told.
+        raise EtcdSettingError(
+            "An endpoint must not hold a user or a password: endpoints are logged."
+        )
     found: dict[Endpoint, None] = {}
     for part in whole.split(","):
         if not part.strip():
             raise EtcdSettingError(
-                f"The endpoint list '{_hide_user(whole)}' has an empty entry; separate "
-                "endpoints with one comma each."
+                f"The endpoint list '{whole}' has an empty entry; separate endpoints "
+                "with one comma each."
             )
         found[_parse_endpoint(part.strip(), protocol)] = None
     return tuple(found)
 
 
-def _hide_user(text: str) -> str:
-    return re.sub(r"(^|//|,)[^/@,]*@", r"\1***@", text)
-
-
 def _parse_endpoint(text: str, protocol: str | None) -> Endpoint:
-    shown = _hide_user(text)
     scheme = protocol or "http"
     rest = text
     if "://" in text:
@@ -178,34 +182,39 @@ def _parse_endpoint(text: str, protocol: str | None) -> Endpoint:
         scheme = scheme.lower()
         if scheme not in ("http", "https"):
             raise EtcdSettingError(
-                f"The endpoint '{shown}' must start with http:// or https://."
+                f"The endpoint '{text}' must start with http:// or https://."
             )
         if protocol is not None and scheme != protocol:
             raise EtcdSettingError(
-                f"The endpoint '{shown}' contradicts the setting "
+                f"The endpoint '{text}' contradicts the setting "
                 f"protocol={protocol}; leave one of them out."
             )
         rest = rest.removesuffix("/")
-    if "@" in rest:
-        raise EtcdSettingError(
-            f"The endpoint '{shown}' must not hold a user or a password: endpoints "
-            "are logged."
-        )
     host, port_text = _split_port(rest)
-    is_ipv6 = ":" in host
-    if not (_IPV6 if is_ipv6 else _HOST).match(host) or len(host) > 253:
+    if not _is_host(host):
         raise EtcdSettingError(
-            f"The endpoint '{shown}' can't be read; write HOST, HOST:PORT, "
+            f"The endpoint '{text}' can't be read; write HOST, HOST:PORT, "
             "[IPV6]:PORT or a URL."
         )
     port = DEFAULT_PORT
     if port_text is not None:
         if not re.fullmatch(r"[0-9]{1,5}", port_text) or int(port_text) > 65535:
             raise EtcdSettingError(
-                f"The port of the endpoint '{shown}' must be a number from 0 to 65535."
+                f"The port of the endpoint '{text}' must be a number from 0 to 65535."
             )
         port = int(port_text)
     return Endpoint(scheme, host, port)
+
+
+def _is_host(text: str) -> bool:
+    if ":" not in text:
+        return len(text) <= 253 and _HOST.fullmatch(text) is not None
+    address, percent, scope = text.partition("%")
+    try:
+        ipaddress.IPv6Address(address)
+    except ValueError:
+        return False
+    return not percent or _SCOPE.fullmatch(scope) is not None
 
 
 def _split_port(text: str) -> tuple[str, str | None]:
@@ -248,7 +257,7 @@ def parse_settings(
     if read_timeout <= 0:
         # torch's words
         raise EtcdSettingError("The read timeout must be a positive integer.")
-    protocol = _protocol(values)
+    protocol = _protocol(values.get("protocol"))
     tls = TlsFiles(
         _path(values, "ssl_cert"),
         _path(values, "ssl_cert_key"),
@@ -336,10 +345,17 @@ def _integer(values: Mapping[str, Any], name: str, default: int) -> int:
         return default
     try:
         return int(value)
-    except (TypeError, ValueError):
-        raise EtcdSettingError(
+    except (TypeError, ValueError, OverflowError):
+        message = (
             f"The setting '{name}' must be a whole number of seconds, not {value!r}."
-        ) from None
+        )
+        if name == "read_timeout":
+            # torch's words
+            message = (
+                f"The rendezvous configuration option '{name}' does not represent a "
+                "valid integer value."
+            )
+        raise EtcdSettingError(message) from None
 
 
 def _positive(
@@ -359,8 +375,7 @@ def _positive(
     return number
 
 
-def _protocol(values: Mapping[str, Any]) -> str | None:
-    value = values.get("protocol")
+def _protocol(value: Any) -> str | None:
     if value is None:
         return None
     protocol = str(value).strip().lower()
@@ -376,7 +391,7 @@ def _path(values: Mapping[str, Any], name: str) -> str | None:
         return None
     path = str(value)
     try:
-        with open(path, "rb"):
+        with Path(path).open("rb"):
             pass
     except OSError as error:
         raise EtcdSettingError(

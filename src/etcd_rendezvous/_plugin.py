@@ -6,8 +6,19 @@ torch loads them in the middle of its own import: nothing is imported at the top
 Each is a callable without arguments that returns a handler's creator.
 """
 
+from __future__ import annotations
 
-def etcd_v3():  # type: ignore[no-untyped-def]
+TYPE_CHECKING = False  # what typing's is; not even that is imported
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.distributed.elastic.rendezvous import (
+        RendezvousHandler,
+        RendezvousParameters,
+    )
+
+
+def etcd_v3() -> Callable[[RendezvousParameters], RendezvousHandler]:
     """
     Return the creator of the handler `etcd-v3`.
     """
@@ -17,7 +28,7 @@ def etcd_v3():  # type: ignore[no-untyped-def]
 etcd_auto = etcd_rendezvous_v3 = etcd_rendezvous_auto = etcd_v3
 
 
-def _create(params):  # type: ignore[no-untyped-def]
+def _create(params: RendezvousParameters) -> RendezvousHandler:
     """
     Create a handler; ``params.backend`` says which API is asked for.
     """

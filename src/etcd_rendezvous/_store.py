@@ -14,14 +14,14 @@ from torch.distributed import DistNetworkError, DistStoreError, Store
 from ._errors import EtcdError
 from ._kv import KeyValue, key_value
 
-__all__ = ["EtcdStore", "EtcdStoreTimeout"]
+__all__ = ["EtcdStore", "EtcdStoreTimeoutError"]
 
 # Store keys that nobody writes any more go away after a day.
 STORE_TTL: Final = 24 * 60 * 60
 _MOST_NAMES_IN_A_MESSAGE: Final = 8
 
 
-class EtcdStoreTimeout(DistStoreError, LookupError):
+class EtcdStoreTimeoutError(DistStoreError, LookupError):
     """
     Raised when keys did not come in time.
 
@@ -116,7 +116,7 @@ class EtcdStore(Store):
 
         Raises:
             DistNetworkError: etcd can't be reached, or refuses.
-            EtcdStoreTimeout: It did not come within the store's time limit.
+            EtcdStoreTimeoutError: It did not come within the store's time limit.
         """
         return self.multi_get([key])[0]
 
@@ -129,7 +129,7 @@ class EtcdStore(Store):
 
         Raises:
             DistNetworkError: etcd can't be reached, or refuses.
-            EtcdStoreTimeout: They did not come within the store's time limit.
+            EtcdStoreTimeoutError: They did not come within the store's time limit.
         """
         names = [_bytes(key) for key in keys]
         found = self._wait(names, self.timeout)
@@ -177,7 +177,7 @@ class EtcdStore(Store):
 
         Raises:
             DistNetworkError: etcd can't be reached, or refuses.
-            EtcdStoreTimeout: They did not come in time.
+            EtcdStoreTimeoutError: They did not come in time.
         """
         self._wait(
             [_bytes(key) for key in keys],
@@ -201,7 +201,7 @@ class EtcdStore(Store):
             )
             if len(missing) > _MOST_NAMES_IN_A_MESSAGE:
                 shown += f" and {len(missing) - _MOST_NAMES_IN_A_MESSAGE} more"
-            raise EtcdStoreTimeout(
+            raise EtcdStoreTimeoutError(
                 f"wait timeout after {limit.total_seconds():g} s, keys missing in "
                 f"'{self._directory}': {shown}"
             )
@@ -211,7 +211,8 @@ class EtcdStore(Store):
         """
         Return the seconds for an operation that does not wait for keys.
         """
-        return min(max(self.timeout.total_seconds(), 1.0), self._kv.read_timeout)
+        limit: timedelta = self.timeout
+        return min(max(limit.total_seconds(), 1.0), self._kv.read_timeout)
 
 
 class _Translated:

@@ -64,7 +64,7 @@ def make_client(settings: Settings, endpoint: Endpoint) -> etcd.Client:
     )
 
 
-class _Sender(etcd.Client):  # type: ignore[misc]
+class _Sender(etcd.Client):
     """
     A client for one attempt: a given client's settings, one member, one time limit.
     """
@@ -109,7 +109,7 @@ class V2KeyValue:
         settings = dict(client.http.connection_pool_kw)
         settings.update(retries=False, maxsize=_CONNECTIONS)
         self._http = urllib3.PoolManager(**settings)
-        uris = [client.base_uri, *client._machines_cache]
+        uris = [client.base_uri, *client._machines_cache]  # noqa: SLF001
         self._failover = Failover([_endpoint(uri) for uri in dict.fromkeys(uris)])
         self._index = 0
 
@@ -258,13 +258,16 @@ class V2KeyValue:
         """
         deadline = self._clock() + timeout
         for name, value in items:
-            key, text = _path(directory, name), b64encode(value).decode()
-            self._run(
-                lambda sender, key=key, text=text: sender.write(key, text, ttl),
-                f"write the key '{key}'",
-                max(deadline - self._clock(), 0.05),
-                writes=True,
-            )
+            left = max(deadline - self._clock(), 0.05)
+            self._put(_path(directory, name), b64encode(value).decode(), ttl, left)
+
+    def _put(self, key: str, text: str, ttl: int, timeout: float) -> None:
+        self._run(
+            lambda sender: sender.write(key, text, ttl),
+            f"write the key '{key}'",
+            timeout,
+            writes=True,
+        )
 
     def add(
         self, directory: str, name: bytes, amount: int, ttl: int, timeout: float

@@ -8,12 +8,13 @@ for `newest_served` once for each API. These servers are the shared ones.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 
 import pytest
-from support import etcds
 
 from etcd_rendezvous import EtcdClient
+from support import etcds
 
 PREFIX = "/torch/elastic/rendezvous"
 
@@ -101,10 +102,10 @@ class Served:
         The text under a key; None if there is none.
         """
         if self.api == "v3":
-            found = self._run_etcdctl(
-                self.endpoint, "get", "--print-value-only=false", "--", key
-            ).get("kvs")
-            return None if not found else _decoded(found[0].get("value", ""))
+            found = self._run_etcdctl(self.endpoint, "get", "--", key).get("kvs")
+            if not found:
+                return None
+            return base64.b64decode(found[0].get("value", "")).decode()
         import etcd
 
         try:
@@ -135,12 +136,6 @@ class Served:
             self.endpoint, "lease", "timetolive", f"{found['lease']:x}"
         )
         return lease["ttl"]
-
-
-def _decoded(text):
-    import base64
-
-    return base64.b64decode(text).decode()
 
 
 @pytest.fixture

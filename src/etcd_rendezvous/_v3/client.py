@@ -89,7 +89,7 @@ class EtcdClient:
             state = "not yet used"
         return f"<EtcdClient {','.join(self.endpoints)} API v3, {state}>"
 
-    def __enter__(self) -> EtcdClient:
+    def __enter__(self) -> EtcdClient:  # noqa: PYI034
         return self
 
     def __exit__(
@@ -130,7 +130,7 @@ class EtcdClient:
         as while etcd restarts; this client's then fail at once.
         """
         patient = copy.copy(self)
-        patient._patient = True
+        patient._patient = True  # noqa: SLF001
         return patient
 
     def close(self) -> None:
@@ -301,7 +301,7 @@ class EtcdClient:
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
-        with contextlib.suppress(_LeaseExists):
+        with contextlib.suppress(_LeaseExistsError):
             self._call(
                 wire.GRANT,
                 {"TTL": str(ttl), "ID": str(lease_id)},
@@ -332,7 +332,7 @@ class EtcdClient:
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
-        with contextlib.suppress(LeaseNotFound):
+        with contextlib.suppress(LeaseNotFoundError):
             self._call(wire.REVOKE, {"ID": str(lease_id)}, "revoke a lease", timeout)
 
     # -- the server ---------------------------------------------------------------
@@ -424,21 +424,21 @@ class EtcdClient:
             raise
 
 
-class LeaseNotFound(EtcdReplyError):
+class LeaseNotFoundError(EtcdReplyError):
     """
     Raised when the server does not know a lease; nothing was applied.
     """
 
 
-class _LeaseExists(EtcdReplyError):
+class _LeaseExistsError(EtcdReplyError):
     """
     Raised when a lease with the identifier exists.
     """
 
 
 _KINDS: dict[str, type[EtcdReplyError]] = {
-    wire.LEASE_NOT_FOUND: LeaseNotFound,
-    wire.LEASE_EXISTS: _LeaseExists,
+    wire.LEASE_NOT_FOUND: LeaseNotFoundError,
+    wire.LEASE_EXISTS: _LeaseExistsError,
 }
 
 

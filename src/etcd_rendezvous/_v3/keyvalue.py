@@ -21,7 +21,7 @@ from .._errors import (
 )
 from .._kv import Look, Queued, Stored, Swap
 from . import wire
-from .client import EtcdClient, LeaseNotFound
+from .client import EtcdClient, LeaseNotFoundError
 from .lease import Lease
 from .turns import TurnQueue
 
@@ -125,7 +125,7 @@ class V3KeyValue:
             lease_id = lease.current(max(deadline - self._clock(), 0.0))
             try:
                 reply = self._send_swap(raw, value, expected, lease_id, deadline)
-            except LeaseNotFound:
+            except LeaseNotFoundError:
                 # Nothing was applied: the lease expired, or etcd was wiped.
                 lease.forget(lease_id)
                 if attempt == _LEASE_TRIES:
@@ -353,9 +353,8 @@ class V3KeyValue:
                 if reply.succeeded:
                     return total
                 found, slots = reply.ranges
-                if reply.maybe_earlier and slots.entries:
-                    if slots.entries[0].value == note:
-                        return total
+                if reply.maybe_earlier and note in [e.value for e in slots.entries]:
+                    return total
                 current = found.entries[0] if found.entries else None
                 if self._clock() >= deadline:
                     raise EtcdConnectionError(
@@ -492,7 +491,7 @@ class V3KeyValue:
             lease_id = lease.current(max(deadline - self._clock(), 0.0))
             try:
                 return send(lease_id, max(deadline - self._clock(), 0.0))
-            except LeaseNotFound:
+            except LeaseNotFoundError:
                 lease.forget(lease_id)
                 if attempt == _LEASE_TRIES:
                     raise

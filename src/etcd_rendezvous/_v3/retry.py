@@ -9,10 +9,12 @@ same error had different statuses in different versions.
 
 from __future__ import annotations
 
+import errno
 import random
 import ssl
 from collections.abc import Callable
 from enum import Enum
+from http.client import BadStatusLine, RemoteDisconnected
 from typing import Final
 
 import urllib3.exceptions as urllib3_errors
@@ -21,6 +23,7 @@ __all__ = [
     "Failure",
     "Step",
     "attempt_seconds",
+    "cause_of",
     "decide",
     "failure_of_exception",
     "failure_of_reply",
@@ -66,6 +69,9 @@ _AMBIGUOUS: Final = (
 
 # gRPC: 1 cancelled, 4 deadline exceeded, 14 unavailable
 _AMBIGUOUS_CODES: Final = frozenset({1, 4, 14})
+
+# No socket gives these.
+_FILE_ERRORS: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EISDIR})
 
 FIRST_ATTEMPT_SECONDS: Final = 2.0
 FIRST_PAUSE_SECONDS: Final = 0.025
@@ -116,7 +122,23 @@ def failure_of_exception(error: BaseException) -> Failure:
         return Failure.TLS
     if isinstance(error, urllib3_errors.LocationParseError):
         return Failure.FINAL
+    cause = cause_of(error)
+    if isinstance(cause, OSError) and cause.errno in _FILE_ERRORS:
+        # The client's certificate can't be read.
+        return Failure.TLS
+    if isinstance(cause, BadStatusLine) and not isinstance(cause, RemoteDisconnected):
+        # It does not speak HTTP.
+        return Failure.FINAL
     return Failure.AMBIGUOUS
+
+
+def cause_of(error: BaseException) -> object:
+    """
+    Return what urllib3 wrapped into a ``ProtocolError``, or the error itself.
+    """
+    if isinstance(error, urllib3_errors.ProtocolError) and len(error.args) > 1:
+        return error.args[1]
+    return error
 
 
 def decide(

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import BadStatusLine
 from typing import Any, Final
 
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from .._errors import EtcdConnectionError
 from .._failover import Answer, Failover, Trouble
 from .._params import Endpoint, TlsFiles
 from . import retry, wire
@@ -29,6 +32,7 @@ __all__ = ["Transport", "trouble_of_exception"]
 # server's own words about a time-out arrive before ours.
 _GRACE_SECONDS: Final = 0.25
 _CONNECTIONS_PER_ENDPOINT: Final = 32
+_TLS_ALERT: Final = "\x15\x03"
 _MATCHED_NO_API: Final = frozenset({5, 12})  # gRPC: not found, unimplemented
 
 
@@ -162,7 +166,12 @@ class Transport:
                 raise self.failover.error(
                     trouble, endpoint, what, 1, started
                 ) from trouble.cause
-            yield response
+            try:
+                yield response
+            except EtcdConnectionError:
+                # It broke: whoever watches again does so elsewhere.
+                self.failover.move_on(endpoint)
+                raise
         finally:
             if response is not None:
                 response.close()
@@ -259,11 +268,23 @@ def trouble_of_exception(error: BaseException) -> Trouble:
     Return what urllib3's exception means, and what to call it.
     """
     failure = retry.failure_of_exception(error)
+    cause = retry.cause_of(error)
+    if isinstance(cause, BadStatusLine) and failure is retry.Failure.FINAL:
+        # What a TLS server says to plain HTTP starts so, unless it is written in Go.
+        reason = (
+            "it speaks TLS; use protocol=https"
+            if cause.line.startswith(_TLS_ALERT)
+            else f"something answered that does not speak HTTP ({cause.line!r})"
+        )
+        return Trouble(failure, reason, error, not_etcd=True)
     return Trouble(failure, _in_words(error, failure), error)
 
 
 def _in_words(error: BaseException, failure: retry.Failure) -> str:
     if failure is retry.Failure.TLS:
+        cause = retry.cause_of(error)
+        if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError):
+            return f"a file of the client's certificate can't be read ({cause})"
         return _tls_in_words(str(error))
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return "its host name can't be resolved"

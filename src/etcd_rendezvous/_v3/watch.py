@@ -17,8 +17,8 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from .._errors import EtcdConnectionError, EtcdReplyError
-from . import wire
+from .._errors import EtcdConnectionError, EtcdError, EtcdReplyError
+from . import retry, wire
 from .transport import Transport
 
 __all__ = ["Watch", "open_watch"]
@@ -94,13 +94,12 @@ class Watch:
     def _refuse_canceled(self, message: wire.WatchMessage) -> None:
         # A refused watch is created *and* canceled, with HTTP status 200; after
         # `canceled` the stream stays open and silent.
-        if message.canceled or message.compact_revision:
-            reason = (
-                f"revision {message.compact_revision} and older are compacted"
-                if message.compact_revision
-                else "the server ended the watch"
-            )
-            raise EtcdReplyError(f"Could not {self._what}: {reason}.", 11, reason)
+        if message.compact_revision:
+            reason = f"what was before revision {message.compact_revision} is compacted"
+            raise _refusal(self._what, 11, reason)
+        if message.canceled:
+            reason = message.cancel_reason or "the server ended the watch"
+            raise _refusal(self._what, 2, reason)
 
 
 @contextmanager
@@ -164,6 +163,15 @@ def _message(line: bytes, what: str) -> wire.WatchMessage:
         ) from error
     failed = wire.decode_error(data)
     if failed is not None:
-        code, text = failed
-        raise EtcdReplyError(f"Could not {what}: {text}.", code, text)
+        raise _refusal(what, *failed)
     return wire.decode_watch(data)
+
+
+def _refusal(what: str, code: int, text: str) -> EtcdError:
+    """
+    Return the error for the server's words: its last, or those of one going down.
+    """
+    message = f"Could not {what}: {text}."
+    if retry.failure_of_reply(code, text) is retry.Failure.FINAL:
+        return EtcdReplyError(message, code, text)
+    return EtcdConnectionError(message)

@@ -133,6 +133,7 @@ class WatchMessage:
         compact_revision: The oldest revision still there, if that is why.
         revision: The store's revision.
         events: The changes.
+        cancel_reason: The server's words on why it ended the watch, if it had any.
     """
 
     watch_id: int
@@ -141,6 +142,7 @@ class WatchMessage:
     compact_revision: int
     revision: int
     events: list[Event]
+    cancel_reason: str = ""
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -396,6 +398,7 @@ def decode_watch(message: Mapping[str, Any]) -> WatchMessage:
             )
             for raw in result.get("events", ())
         ],
+        cancel_reason=str(result.get("cancel_reason", "")),
     )
 
 

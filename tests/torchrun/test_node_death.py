@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Any node may die, rank 0's included: through torchrun, with TCPStore sharing on.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+# A dead node is noticed after three seconds, and a round of two begins after two.
+CONF = {"last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attempt": 3}
+
+
+@pytest.fixture
+def job(make_job, own_server):
+    """
+    A job of two or three nodes.
+    """
+    return make_job(own_server, nnodes="2:3", conf=CONF, max_restarts=9)
+
+
+def one_master_a_world(job):
+    """
+    Check that all workers of a round were told the same master, a new one each round.
+    """
+    masters = [world.master for world in job.worlds()]
+
+    assert len(masters) == len(set(masters))
+    for world in job.worlds():
+        rank_0 = world.joined[0]["node"]
+        assert world.master[0] == job.agents[rank_0].address
+
+
+@pytest.mark.timeout(240)
+def test_the_node_of_rank_0_dies_a_newcomer_comes_a_worker_fails(job):
+    """
+    In every round all workers have the same MASTER_ADDR and MASTER_PORT, those of that
+    round's rank 0, and the job ends well.
+    """
+    for name in "abc":
+        job.start(name)
+    first = job.wait_for_world({"a", "b", "c"})
+    job.wait_for_steps(first, 3)
+
+    assert job.agents["a"].kill_node()
+    second = job.wait_for_world({"b", "c"}, after=first)
+    job.wait_for_steps(second, 3)
+
+    # It sorts before all others: neither survivor's old master is right any more.
+    job.start("newcomer", number=10)
+    third = job.wait_for_world({"newcomer", "b", "c"}, after=second)
+    job.wait_for_steps(third, 3)
+
+    job.fail_worker("c")
+    fourth = job.wait_for_world({"newcomer", "b", "c"}, after=third)
+    job.wait_for_steps(fourth, 3)
+    job.finish()
+
+    assert [world.size for world in (first, second, third, fourth)] == [3, 2, 3, 3]
+    ranks_0 = [one.joined[0]["node"] for one in (first, second, third, fourth)]
+    assert ranks_0 == ["a", "b", "newcomer", "newcomer"]
+    one_master_a_world(job)
+
+
+@pytest.mark.timeout(180)
+def test_sigterm_of_one_agent_does_not_close_the_run_for_the_others(job):
+    """
+    Whoever is told to leave leaves; the other two re-form and go on.
+    """
+    for name in "abc":
+        job.start(name)
+    first = job.wait_for_world({"a", "b", "c"})
+
+    job.agents["a"].terminate()
+    job.agents["a"].wait()
+    second = job.wait_for_world({"b", "c"}, after=first)
+    job.wait_for_steps(second, 3)
+    job.finish()
+
+    assert second.size == 2
+    one_master_a_world(job)
