@@ -36,7 +36,6 @@ __all__ = ["create_backend", "create_handler"]
 V3_NAMES: Final = frozenset({"etcd-v3", "etcd-rendezvous-v3"})
 AUTO_NAMES: Final = frozenset({"etcd-auto", "etcd-rendezvous-auto"})
 TORCH_NAME: Final = "etcd-v2"
-TORCH_STORE_PATH: Final = "/torch/elastic/store"
 
 PLUGIN_STARTUP_TIMEOUT: Final = 60
 _PROBE_SECONDS: Final = 10.0
@@ -133,9 +132,12 @@ def _create(
         closed_ttl=settings.closed_ttl,
         name=TORCH_NAME if params.backend == TORCH_NAME else None,
     )
-    store = EtcdStore(
-        client, TORCH_STORE_PATH if api == "v2" else f"{backend.key}/store"
-    )
+    if api == "v2":
+        from ._v2 import STORE_PATH  # python-etcd is needed for v2 only
+
+        store = EtcdStore(client, STORE_PATH)
+    else:
+        store = EtcdStore(client, f"{backend.key}/store")
     log.info(
         "The rendezvous '%s' (%s) speaks etcd's %s API at %s, with %s.",
         params.run_id,

@@ -9,9 +9,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
-from torch.distributed import Store
+from torch.distributed import DistStoreError, Store
 from torch.distributed.elastic.events import get_logging_handler
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
@@ -29,13 +30,14 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from ._backend import EtcdRendezvousBackend
-from ._log import BEAT_SECONDS, SlowBeat
+from ._log import BEAT_SECONDS, SlowBeat, log
 
 __all__ = ["EtcdRendezvousHandler"]
 
 # What a poll of the agent's loop may take, all in all, and how soon it tries again.
 POLL_SECONDS = 3.0
 POLL_AGAIN_SECONDS = 1.0
+LEAST_BOOTSTRAP_SECONDS = 20.0
 _RETRY_SECONDS = 0.5
 _MOST_NAMES = 8
 
@@ -55,6 +57,9 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
     - An etcd that was away did not age nodes, but looked as if it did: whoever came
       back first evicted the others. Here nobody is evicted before everybody has had
       the time to send a heartbeat again.
+    - A rank 0 that died after its round was complete, but before it had said where to
+      meet, cost the others the store's whole time-out, and then their lives. Here
+      they join the next round.
 
     Joining waits for an etcd that is away until the join time-out.
 
@@ -138,9 +143,22 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         self._shared_tcp_store_server = None
         self._last_waiting = 0
         join_seconds = self.settings.timeout.join.total_seconds()
+        deadline = time.monotonic() + join_seconds
         try:
-            with self._holder.joining(join_seconds):
-                return super().next_rendezvous()
+            with self._holder.joining(join_seconds), self._short_bootstrap():
+                while True:
+                    try:
+                        return super().next_rendezvous()
+                    except DistStoreError:
+                        if time.monotonic() >= deadline:
+                            raise
+                        log.warning(
+                            "Rank 0 of round %d of '%s' did not say in %g s where to "
+                            "meet; joining the next round.",
+                            self._holder.state.round,
+                            self.settings.run_id,
+                            self._bootstrap_seconds,
+                        )
         except RendezvousClosedError:
             raise RendezvousClosedError(
                 f"The rendezvous '{self.settings.run_id}' is closed. Its run id is "
@@ -149,6 +167,30 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             ) from None
         finally:
             del last_round
+
+    @property
+    def _bootstrap_seconds(self) -> float:
+        """
+        How long rank 0 of a round may take to say where to meet.
+
+        By then the others know whether it is dead.
+        """
+        settings = self.settings
+        expiry = settings.keep_alive_interval * settings.keep_alive_max_attempt
+        seconds: float = 2 * expiry.total_seconds()
+        return max(seconds, LEAST_BOOTSTRAP_SECONDS)
+
+    @contextmanager
+    def _short_bootstrap(self) -> Iterator[None]:
+        """
+        Let the store wait no longer for a rank 0 than until it is known to be dead.
+        """
+        usual: timedelta = self._store.timeout
+        self._store.set_timeout(timedelta(seconds=self._bootstrap_seconds))
+        try:
+            yield
+        finally:
+            self._store.set_timeout(usual)
 
     def num_nodes_waiting(self) -> int:
         """
@@ -276,8 +318,11 @@ class StateHolder(_BackendRendezvousStateHolder):
         """
         now = self._clock()
         interval = self._settings.keep_alive_interval.total_seconds()
-        if self._last_contact is not None and now - self._last_contact > interval * 1.5:
-            self._evict_from = now + interval * self._settings.keep_alive_max_attempt
+        attempts = self._settings.keep_alive_max_attempt
+        # A shorter gap can't have aged anybody who lives by more than one heartbeat.
+        harmless = max(interval * (attempts - 1), interval * 1.5, 2.0)
+        if self._last_contact is not None and now - self._last_contact > harmless:
+            self._evict_from = now + interval * attempts
         self._last_contact = now
         if now < self._evict_from:
             self._dead_nodes: list[Any] = []

@@ -393,10 +393,10 @@ def _path(values: Mapping[str, Any], name: str) -> str | None:
     try:
         with Path(path).open("rb"):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise EtcdSettingError(
             f"The file of the setting '{name}' can't be read: {path} "
-            f"({error.strerror or error})."
+            f"({getattr(error, 'strerror', None) or error})."
         ) from error
     return path
 

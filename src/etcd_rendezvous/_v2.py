@@ -9,6 +9,8 @@ our own retry table, with urllib3's silent repeats switched off.
 
 from __future__ import annotations
 
+import binascii
+import contextlib
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
@@ -30,7 +32,9 @@ __all__ = ["V2KeyValue", "make_client"]
 
 _T = TypeVar("_T")
 
-_KEY_NOT_FOUND: Final = 100
+# torch's
+STORE_PATH: Final = "/torch/elastic/store"
+
 _LOST_SWAP: Final = (
     etcd.EtcdCompareFailed,
     etcd.EtcdAlreadyExist,
@@ -112,6 +116,7 @@ class V2KeyValue:
         uris = [client.base_uri, *client._machines_cache]  # noqa: SLF001
         self._failover = Failover([_endpoint(uri) for uri in dict.fromkeys(uris)])
         self._index = 0
+        self._runs: dict[str, str] = {}
 
     @property
     def read_timeout(self) -> float:
@@ -124,7 +129,9 @@ class V2KeyValue:
         """
         See ``KeyValue``. Torch's path; python-etcd adds a missing leading ``/``.
         """
-        return f"{key_prefix}/{run_id}" if key_prefix else run_id
+        key = f"{key_prefix}/{run_id}" if key_prefix else run_id
+        self._runs[key] = run_id
+        return key
 
     # -- one key, one fence ---------------------------------------------------------
 
@@ -153,6 +160,8 @@ class V2KeyValue:
         that they won.
         """
         deadline = self._clock() + timeout
+        if not expected:
+            self._forget_earlier_rounds(key, timeout)
         before = max(expected, self._index)
         condition: dict[str, Any] = (
             {"prevIndex": expected} if expected else {"prevExist": False}
@@ -226,6 +235,41 @@ class V2KeyValue:
         if (first.value or "").encode() == value:
             return int(first.modifiedIndex)
         return 0
+
+    def _forget_earlier_rounds(self, key: str, timeout: float) -> None:
+        """
+        Delete what the store holds of a run whose state is gone.
+
+        A state that begins anew counts its rounds from 0 again: what earlier ones
+        left must not be read in these. Only what is older than the state's absence
+        goes, so that whoever is quicker loses nothing.
+        """
+        run_id = self._runs.get(key)
+        absent = self.read(key, 0, timeout)
+        if run_id is None or absent.stored is not None:
+            return
+        try:
+            nodes = self._run(
+                lambda sender: sender.read(STORE_PATH, quorum=True),
+                f"list the keys in '{STORE_PATH}'",
+                timeout,
+            ).value.children
+        except etcd.EtcdKeyNotFound:
+            return
+        rounds = f"torch.rendezvous.{run_id}.".encode()
+        for node in nodes:
+            old = not node.dir and node.modifiedIndex <= absent.store_revision
+            if old and _name(node.key).startswith(rounds):
+                self._delete_unchanged(node, timeout)
+
+    def _delete_unchanged(self, node: etcd.EtcdResult, timeout: float) -> None:
+        with contextlib.suppress(etcd.EtcdKeyNotFound, etcd.EtcdCompareFailed):
+            self._run(
+                lambda sender: sender.delete(node.key, prevIndex=node.modifiedIndex),
+                f"delete the key '{node.key}'",
+                timeout,
+                writes=True,
+            )
 
     # -- many keys in a directory ----------------------------------------------------
 
@@ -369,7 +413,11 @@ class V2KeyValue:
         def attempt(endpoint: Endpoint, limit: float) -> _T | Trouble:
             try:
                 return operation(self._sender(endpoint, limit))
-            except (etcd.EtcdWatchTimedOut, etcd.EtcdEventIndexCleared):
+            except (
+                etcd.EtcdWatchTimedOut,
+                etcd.EtcdEventIndexCleared,
+                etcd.EtcdCompareFailed,
+            ):
                 raise
             except etcd.EtcdKeyNotFound as error:
                 _require_v2(error)
@@ -440,6 +488,16 @@ def _path(directory: str, name: bytes) -> str:
     torch can't read keys whose base64 has a ``/`` in it, so these may be anything.
     """
     return directory + b64encode(name).decode().replace("/", "_")
+
+
+def _name(path: str) -> bytes:
+    """
+    Return the store key of a path; empty if it is none.
+    """
+    try:
+        return b64decode(path.rsplit("/", 1)[-1].replace("_", "/"), validate=True)
+    except binascii.Error:
+        return b""
 
 
 def _number(value: bytes, name: bytes) -> int:

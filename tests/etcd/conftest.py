@@ -42,6 +42,12 @@ def _params(only_newest):
     ]
 
 
+def pytest_itemcollected(item):
+    if "newest_v2" in getattr(item, "fixturenames", ()):
+        item.add_marker("etcd")
+        item.add_marker("v2")
+
+
 class Served:
     """
     One API of a running server.
@@ -183,3 +189,11 @@ def newest_v3(serve, newest_etcd_binary, _shared_servers):
     The v3 API of the newest version.
     """
     return serve("v3", _shared_servers(newest_etcd_binary))
+
+
+@pytest.fixture
+def newest_v2(serve, _shared_servers):
+    """
+    The v2 API of the newest version that has it.
+    """
+    return serve("v2", _shared_servers(etcds.v2_binaries()[-1].path))

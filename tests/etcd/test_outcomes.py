@@ -10,8 +10,10 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import urllib3
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from etcd_rendezvous import EtcdConnectionError, EtcdOutcomeUnknownError
@@ -103,7 +105,7 @@ def test_won_although_the_connection_fell_silent(newest_proxied, run_id):
     with proxy.expect_swallowed(1), proxy.swallow(1, served.is_swap, mode="silent"):
         found, token, won = backend.set_state(b"two", token)
 
-    assert (b"two", True) == (found, won)
+    assert (found, won) == (b"two", True)
     assert (b"two", token) == served.backend(run_id).get_state()
     assert time.monotonic() - start < 5
 
@@ -118,7 +120,7 @@ def test_won_although_many_replies_were_lost(proxied, run_id):
     with proxy.expect_swallowed(5), proxy.swallow(5, served.is_swap):
         found, token, won = backend.set_state(b"two", token)
 
-    assert (b"two", True) == (found, won)
+    assert (found, won) == (b"two", True)
     assert (b"two", token) == served.backend(run_id).get_state()
 
 
@@ -140,11 +142,11 @@ def test_lost_although_the_reply_was_lost(proxied, run_id, mode):
     assert (b"theirs", newer) == other.get_state()
 
 
-def test_no_state_although_the_reply_was_lost(v3_proxied, run_id):
+def test_no_state_although_the_reply_was_lost(newest_proxied, run_id):
     """
     A swap upon a state that is gone is told as lost, with nothing there.
     """
-    served, proxy = v3_proxied
+    served, proxy = newest_proxied
     backend = served.backend(run_id, proxy)
     _, token, _ = backend.set_state(b"one")
     served.delete(backend.key)
@@ -179,11 +181,7 @@ def test_won_and_overwritten_before_it_was_known(proxied, run_id):
     """
     served, proxy = proxied
     backend, other = served.backend(run_id, proxy), served.backend(run_id)
-    token = None
-    if served.api == "v3":
-        _, token, _ = backend.set_state(b"one")
-    else:
-        _, token, _ = other.set_state(b"one")
+    _, token, _ = backend.set_state(b"one")
     meanwhile = afterwards(lambda: overwrite(other, b"theirs", b"mine too", b"last"))
     with (
         proxy.expect_swallowed(1),
@@ -191,11 +189,30 @@ def test_won_and_overwritten_before_it_was_known(proxied, run_id):
     ):
         found, mine, won = backend.set_state(b"mine", token)
 
-    assert (b"mine", True) == (found, won)
+    assert (found, won) == (b"mine", True)
     state, newest = other.get_state()
     assert state == b"last"
     assert (b"last", newest, False) == backend.set_state(b"again", mine)
     assert (b"last", newest) == backend.get_state()
+
+
+def test_new_state_won_and_overwritten_before_it_was_known(proxied, run_id):
+    """
+    The same for the first write of a state that begins anew.
+    """
+    served, proxy = proxied
+    backend, other = served.backend(run_id, proxy), served.backend(run_id)
+    backend.set_state(b"one")
+    served.delete(backend.key)
+    meanwhile = afterwards(lambda: overwrite(other, b"theirs", b"last"))
+    with (
+        proxy.expect_swallowed(1),
+        proxy.swallow(1, served.is_swap, when_reply=meanwhile),
+    ):
+        found, mine, won = backend.set_state(b"mine")
+
+    assert (found, won) == (b"mine", True)
+    assert backend.set_state(b"again", mine)[::2] == (b"last", False)
 
 
 def test_won_and_gone_before_it_was_known(newest_proxied, run_id):
@@ -212,7 +229,7 @@ def test_won_and_gone_before_it_was_known(newest_proxied, run_id):
     ):
         found, mine, won = backend.set_state(b"mine", token)
 
-    assert (b"mine", True) == (found, won)
+    assert (found, won) == (b"mine", True)
     assert backend.set_state(b"again", mine) is None
 
 
@@ -232,11 +249,11 @@ def test_lost_and_overwritten_before_it_was_known(proxied, run_id):
     ):
         found, newest, won = backend.set_state(b"mine", token)
 
-    assert (b"last", False) == (found, won)
+    assert (found, won) == (b"last", False)
     assert (b"last", newest) == other.get_state()
 
 
-def test_history_that_is_compacted(v3_proxied, run_id, run_etcdctl):
+def test_history_that_is_compacted(v3_proxied, run_id):
     """
     Where others have written since and etcd has dropped the history, the outcome is
     unknown, and that is what the caller is told; nothing is written again.
@@ -248,7 +265,7 @@ def test_history_that_is_compacted(v3_proxied, run_id, run_etcdctl):
     def forget():
         overwrite(other, b"theirs", b"last")
         _, newest = other.get_state()
-        run_etcdctl(served.endpoint, "compact", str(int(newest)))
+        compact(served, int(newest))
 
     with (
         proxy.expect_swallowed(1),
@@ -265,18 +282,21 @@ def test_history_that_is_compacted(v3_proxied, run_id, run_etcdctl):
     assert backend.get_state()[0] == b"last"
 
 
-def test_history_that_v2_has_dropped(newest_served, run_id, make_proxy):
+def compact(served, revision):
+    with urllib3.PoolManager(retries=False) as pool:
+        url = f"http://{served.endpoint}/v3/kv/compaction"
+        reply = pool.request("POST", url, json={"revision": str(revision)})
+        assert reply.status == 200, reply.data
+
+
+def test_history_that_v2_has_dropped(newest_v2, run_id, make_proxy):
     """
     v2 keeps a thousand events: the same once there were more.
     """
-    if newest_served.api != "v2":
-        newest_served, proxy = None, None
-        return
-    proxy = make_proxy(newest_served.endpoint)
-    backend = newest_served.backend(run_id, proxy)
-    other = newest_served.backend(run_id)
+    proxy = make_proxy(newest_v2.endpoint)
+    backend, other = newest_v2.backend(run_id, proxy), newest_v2.backend(run_id)
     _, token, _ = backend.set_state(b"one")
-    noise = newest_served.client()
+    noise = newest_v2.client()
 
     def forget():
         overwrite(other, b"theirs")
@@ -285,7 +305,7 @@ def test_history_that_v2_has_dropped(newest_served, run_id, make_proxy):
 
     with (
         proxy.expect_swallowed(1),
-        proxy.swallow(1, newest_served.is_swap, when_reply=afterwards(forget)),
+        proxy.swallow(1, newest_v2.is_swap, when_reply=afterwards(forget)),
         pytest.raises(RendezvousConnectionError) as caught,
     ):
         backend.set_state(b"mine", token)
@@ -293,3 +313,367 @@ def test_history_that_v2_has_dropped(newest_served, run_id, make_proxy):
     assert str(caught.value) == CONNECTION_FAILED
     assert isinstance(caught.value.__cause__, EtcdOutcomeUnknownError)
     assert (b"theirs", int(other.get_state()[1])) == backend.get_state()
+
+
+def test_two_agents_close_with_the_same_bytes(v3_proxied, run_id):
+    """
+    Where two agents write the same bytes upon the same state, exactly one of them is
+    told that it won, whoever's reply was lost.
+    """
+    served, proxy = v3_proxied
+    one, other = served.backend(run_id, proxy), served.backend(run_id)
+    told = {}
+    for first_at_etcd in ("one", "other"):
+        found = one.get_state()
+        token = found[1] if found else None
+        old = one.set_state(f"before {first_at_etcd}".encode(), token)[1]
+        other.get_state()
+
+        def close_too(old=old, first_at_etcd=first_at_etcd):
+            told["other"] = other.set_state(b"closed", old)[2]
+
+        if first_at_etcd == "other":
+            close_too()
+            meanwhile = None
+        else:
+            meanwhile = afterwards(close_too)
+        with (
+            proxy.expect_swallowed(1),
+            proxy.swallow(1, served.is_swap, when_reply=meanwhile),
+        ):
+            state, newest, told["one"] = one.set_state(b"closed", old)
+
+        assert state == b"closed"
+        expected = {"one": first_at_etcd == "one", "other": first_at_etcd == "other"}
+        assert expected == told
+        assert (b"closed", newest) == other.get_state()
+
+
+def test_threads_of_one_backend_write_the_same_bytes(v3_proxied, run_id):
+    """
+    Where threads share a backend, and replies are lost, of those that write the same
+    bytes with the same token exactly one is told that it won.
+    """
+    served, proxy = v3_proxied
+    backend = served.backend(run_id, proxy)
+    token = None
+    with proxy.expect_swallowed(30), every_second_reply_lost(served, proxy):
+        for number in range(10):
+            state = str(number).encode()
+            results = at_once(
+                *[lambda s=state, t=token: backend.set_state(s, t) for _ in range(4)]
+            )
+
+            assert [won for _, _, won in results].count(True) == 1
+            assert {state} == {found for found, _, _ in results}
+            token = next(token for _, token, won in results if won)
+
+
+# --- Late arrivals
+
+
+def test_stale_write_that_arrives_late(newest_proxied, run_id):
+    """
+    A write that the network delivers after others have written changes nothing, not
+    even if its sender was told of the time-out and has gone.
+    """
+    served, proxy = newest_proxied
+    backend = served.backend(run_id, proxy, read_timeout=1)
+    other = served.backend(run_id)
+    _, token, _ = backend.set_state(b"one")
+    with proxy.hold(served.is_swap, late=True) as hold:
+        with pytest.raises(RendezvousConnectionError) as caught:
+            backend.set_state(b"late", token)
+        assert isinstance(caught.value.__cause__, EtcdConnectionError)
+        assert "may or may not have been applied" in str(caught.value.__cause__)
+        _, newer, won = other.set_state(b"theirs", token)
+        assert won
+        kept = hold.waiting
+        assert kept >= 1
+    late = answered(proxy, "late", kept)
+
+    assert not any(won_reply(served, one) for one in late)
+    assert (b"theirs", newer) == other.get_state()
+    assert (b"theirs", newer) == backend.get_state()
+
+
+def test_attempt_that_arrives_after_its_repetition(newest_proxied, run_id):
+    """
+    A first attempt that arrives after the second one has won changes nothing.
+    """
+    served, proxy = newest_proxied
+    backend, other = served.backend(run_id, proxy), served.backend(run_id)
+    _, token, _ = backend.set_state(b"one")
+    with proxy.hold(served.is_swap, 1, late=True) as hold:
+        state, mine, won = backend.set_state(b"mine", token)
+        assert (state, won) == (b"mine", True)
+        _, newer, won = other.set_state(b"theirs", mine)
+        assert won
+        assert hold.waiting == 1
+    late = answered(proxy, "late", 1)
+
+    assert not any(won_reply(served, one) for one in late)
+    assert (b"theirs", newer) == backend.get_state()
+
+
+def answered(proxy, fate, count):
+    """
+    Wait until requests of a fate have been answered; return them.
+    """
+    deadline = time.monotonic() + 10
+    while True:
+        found = [one for one in proxy.log if one.fate == fate and one.status]
+        if len(found) >= count:
+            return found
+        assert time.monotonic() < deadline, proxy.log
+        time.sleep(0.01)
+
+
+def won_reply(served, passed):
+    if served.api == "v2":
+        return passed.status in (200, 201)
+    return passed.reply_json.get("succeeded", False)
+
+
+# --- Many lost replies
+
+
+def every_second_reply_lost(served, proxy):
+    numbers = itertools.count()
+    return proxy.swallow(
+        None,
+        served.is_swap,
+        when_reply=lambda status, body: next(numbers) % 2 == 0,
+    )
+
+
+def at_once(*actions):
+    """
+    Run actions in threads; return their results in order.
+    """
+    with ThreadPoolExecutor(len(actions)) as pool:
+        barrier = threading.Barrier(len(actions))
+
+        def run(action):
+            barrier.wait(10)
+            return action()
+
+        return list(pool.map(run, actions))
+
+
+def count_up(backend, swaps, mark):
+    """
+    Add one to a number in the state, again and again; return how often it was told
+    that it won.
+    """
+    found = backend.get_state()
+    wins = 0
+    for _ in range(swaps):
+        number, token = (int(found[0].split()[0]), found[1]) if found else (0, None)
+        state, token, won = backend.set_state(f"{number + 1} {mark}".encode(), token)
+        found = state, token
+        wins += won
+    return wins
+
+
+def test_counter_in_the_state_is_exact(proxied, run_id):
+    """
+    200 swaps of four agents, every second reply lost: a number in the state ends as
+    high as they were told that they won.
+    """
+    served, proxy = proxied
+    agents = [served.backend(run_id, proxy) for _ in range(4)]
+    with proxy.expect_swallowed(200), every_second_reply_lost(served, proxy):
+        wins = at_once(
+            *[
+                # On v2 nothing but the bytes tells whose write it was.
+                lambda b=b, m=m: count_up(b, 50, m if served.api == "v2" else "")
+                for m, b in enumerate(agents)
+            ]
+        )
+
+    state, _ = served.backend(run_id).get_state()
+    assert sum(wins) == int(state.split()[0])
+    assert sum(wins) >= 50
+
+
+def test_counter_of_threads_that_share_a_backend_is_exact(
+    newest_v3, make_proxy, run_id
+):
+    """
+    The same for four threads with one backend.
+    """
+    proxy = make_proxy(newest_v3.endpoint)
+    backend = newest_v3.backend(run_id, proxy)
+    with proxy.expect_swallowed(200), every_second_reply_lost(newest_v3, proxy):
+        wins = at_once(*[lambda: count_up(backend, 50, "")] * 4)
+
+    state, _ = newest_v3.backend(run_id).get_state()
+    assert sum(wins) == int(state.split()[0])
+    assert sum(wins) >= 50
+
+
+def test_add_is_exact(v3_proxied, run_id):
+    """
+    100 adds of four stores, every second reply lost: each gets a number of its own,
+    and together 1 to 100.
+    """
+    served, proxy = v3_proxied
+    stores = [served.store(run_id, proxy) for _ in range(4)]
+    with proxy.expect_swallowed(100), every_second_reply_lost(served, proxy):
+        sums = at_once(
+            *[lambda s=s: [s.add("counter", 1) for _ in range(25)] for s in stores]
+        )
+
+    assert list(range(1, 101)) == sorted(itertools.chain(*sums))
+    assert served.store(run_id).get("counter") == b"100"
+
+
+def test_add_of_threads_that_share_a_store_is_exact(newest_v3, make_proxy, run_id):
+    """
+    The same for four threads with one store, and different amounts.
+    """
+    proxy = make_proxy(newest_v3.endpoint)
+    store = newest_v3.store(run_id, proxy)
+    with proxy.expect_swallowed(60), every_second_reply_lost(newest_v3, proxy):
+        at_once(
+            *[
+                lambda n=n: [store.add("counter", n) for _ in range(15)]
+                for n in (1, -3, 7, 100)
+            ]
+        )
+
+    assert store.add("counter", 0) == 15 * (1 - 3 + 7 + 100)
+
+
+def test_add_on_v2_is_exact_for_one(newest_v2, make_proxy, run_id):
+    """
+    On v2 a store that adds alone counts exactly, whatever replies are lost.
+    """
+    proxy = make_proxy(newest_v2.endpoint)
+    store = newest_v2.store(run_id, proxy)
+    with proxy.expect_swallowed(20), every_second_reply_lost(newest_v2, proxy):
+        sums = [store.add(f"counter-{run_id}", 1) for _ in range(20)]
+
+    assert list(range(1, 21)) == sums
+
+
+def test_set_although_replies_were_lost(proxied, run_id):
+    """
+    What was set is there, although the replies were lost.
+    """
+    served, proxy = proxied
+    store = served.store(run_id, proxy)
+    writes = ("/v3/kv/", "/v3/lease/") if served.api == "v3" else ("/v2/keys",)
+    numbers = itertools.count()
+    with (
+        proxy.expect_swallowed(5),
+        proxy.swallow(
+            None,
+            lambda method, path, body: method != "GET" and path.startswith(writes),
+            when_reply=lambda status, body: next(numbers) % 2 == 0,
+        ),
+    ):
+        for number in range(5):
+            store.set(f"{run_id}-{number}", str(number))
+
+    assert served.store(run_id).multi_get(
+        [f"{run_id}-{number}" for number in range(5)]
+    ) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+# --- Leases
+
+
+def lease_of(served, key):
+    return served.client().range(key)[0].entries[0].lease
+
+
+def test_grant_although_the_reply_was_lost(v3_proxied, run_id):
+    """
+    A lease whose grant stayed without an answer is granted once, and used.
+    """
+    served, proxy = v3_proxied
+    backend = served.backend(run_id, proxy)
+    with proxy.expect_swallowed(1), proxy.swallow(1, "/v3/lease/grant"):
+        _, token, won = backend.set_state(b"one")
+
+    assert won
+    grants = [one.json["ID"] for one in proxy.log if one.path == "/v3/lease/grant"]
+    assert [str(lease_of(served, backend.key))] * 2 == grants
+    assert backend.set_state(b"two", token)[2] is True
+
+
+def test_lease_that_was_revoked(v3, run_id):
+    """
+    A lease that is gone is granted anew: for a state that went with it, for a lost
+    swap, and for the store.
+    """
+    backend, other = v3.backend(run_id), v3.backend(run_id)
+    store = v3.store(run_id)
+    _, token, _ = backend.set_state(b"one")
+    client = v3.client()
+    first = lease_of(v3, backend.key)
+    client.revoke(first)
+
+    assert backend.get_state() is None
+    assert backend.set_state(b"two", token) is None
+    _, token, won = backend.set_state(b"three")
+    assert won
+    second = lease_of(v3, backend.key)
+    assert first != second
+
+    # Somebody else's lease holds the state; ours, gone, is only for the next write.
+    _, newer, won = other.set_state(b"theirs", token)
+    assert won
+    client.revoke(second)
+    assert (b"theirs", newer, False) == backend.set_state(b"mine", token)
+    _, _, won = backend.set_state(b"mine", newer)
+    assert won
+    third = lease_of(v3, backend.key)
+    assert third not in (first, second)
+
+    store.set("key", "value")
+    client.revoke(lease_of(v3, f"{backend.key}/store/key"))
+    assert store.check(["key"]) is False
+    store.set("key", "again")
+    assert store.add("number", 1) == 1
+    client.revoke(lease_of(v3, f"{backend.key}/store/key"))
+    assert store.add("number", 1) == 1
+
+
+def test_lease_that_expired(newest_v3, run_id):
+    """
+    A backend that was silent for longer than its TTL writes again with a new lease.
+    """
+    backend = newest_v3.backend(run_id, ttl=2)
+    backend.set_state(b"one")
+    first = lease_of(newest_v3, backend.key)
+    deadline = time.monotonic() + 8
+    while newest_v3.client().get(backend.key) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+    assert backend.set_state(b"two")[::2] == (b"two", True)
+    assert first != lease_of(newest_v3, backend.key)
+
+
+def test_lost_replies_and_a_revoked_lease(newest_v3, make_proxy, run_id):
+    """
+    A swap that was applied is told as won although by then its lease, and with it the
+    state, is gone.
+    """
+    proxy = make_proxy(newest_v3.endpoint)
+    backend = newest_v3.backend(run_id, proxy)
+    _, token, _ = backend.set_state(b"one")
+    client = newest_v3.client()
+    revoke = afterwards(lambda: client.revoke(lease_of(newest_v3, backend.key)))
+    with (
+        proxy.expect_swallowed(1),
+        proxy.swallow(1, newest_v3.is_swap, when_reply=revoke),
+    ):
+        state, mine, won = backend.set_state(b"two", token)
+
+    assert (state, won) == (b"two", True)
+    assert backend.set_state(b"three", mine) is None
+    assert backend.get_state() is None

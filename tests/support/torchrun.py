@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 WORKER = Path(__file__).parents[1] / "torchrun" / "worker.py"
 
 #: Seconds within which what is to happen happens, on a machine that is busy.
-SOON = 60.0
+SOON = 100.0
 
 _MARK = "TEST_TORCHRUN_JOB"
 _FIRST_ADDRESS = 11
@@ -101,6 +101,7 @@ class Agent:
 
     name: str
     address: str
+    endpoint: str | None
     process: subprocess.Popen[bytes]
     stderr: Path
     stdout: Path
@@ -324,7 +325,7 @@ class Job:
                     **(environment or {}),
                 ),
             )
-        agent = Agent(name, address, process, stderr, stdout)
+        agent = Agent(name, address, self.endpoint, process, stderr, stdout)
         self.agents[name] = agent
         return agent
 
@@ -393,6 +394,32 @@ class Job:
             return None
 
         return self._wait(f"a world of {sorted(nodes)}", met, seconds)
+
+    def wait_for_lines(
+        self, agent: Agent, *words: str, seconds: float = SOON
+    ) -> list[str]:
+        """
+        Wait until an agent has said lines with all these words, and return them.
+        """
+
+        def spoken() -> list[str]:
+            self.check()
+            return agent.lines(*words)
+
+        return self._wait(f"{agent.name} to say {words}", spoken, seconds)
+
+    def wait_for(
+        self, what: str, ready: Callable[[], _T], *, seconds: float = SOON
+    ) -> _T:
+        """
+        Wait until something is true, as long as no agent ends with an error.
+        """
+
+        def checked() -> _T:
+            self.check()
+            return ready()
+
+        return self._wait(what, checked, seconds)
 
     def wait_for_steps(self, world: World, more: int, *, seconds: float = SOON) -> None:
         """

@@ -9,8 +9,8 @@ import pytest
 
 pytestmark = pytest.mark.torch
 
-# A dead node is noticed after three seconds, and a round of two begins after two.
-CONF = {"last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attempt": 3}
+# A dead node is noticed after five seconds, and a round of two begins after two.
+CONF = {"last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attempt": 5}
 
 
 @pytest.fixture

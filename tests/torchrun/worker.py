@@ -19,7 +19,7 @@ from pathlib import Path
 
 PAUSE = 0.1
 # Seconds until a worker gives up on the others: longer than any test waits.
-COLLECTIVE_TIMEOUT = 90
+COLLECTIVE_TIMEOUT = 80
 
 
 class Recorder:

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+The handler, in one process, on a real etcd.
+"""
+
+import logging
+import pickle
+import threading
+import time
+from datetime import datetime, timezone
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+from torch.distributed.elastic.rendezvous import (  # noqa: E402
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousParameters,
+)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (  # noqa: E402
+    _NodeDesc,
+    _RendezvousState,
+)
+
+from etcd_rendezvous import _handler as handler_module  # noqa: E402
+from etcd_rendezvous import create_backend, create_handler  # noqa: E402
+
+
+def parameters(endpoint, run_id, *, least=1, most=2, addr=None, **config):
+    config = {"last_call_timeout": 1, "keep_alive_interval": 1, **config}
+    return RendezvousParameters(
+        "etcd-v3", endpoint, run_id, least, most, addr, **config
+    )
+
+
+@pytest.fixture
+def handler(own_server, run_id):
+    handler = create_handler(parameters(own_server.get_endpoint(), run_id, most=1))
+    handler.next_rendezvous()
+    yield handler
+    handler._stop_heartbeats()
+
+
+def test_poll_survives_a_stopped_etcd(own_server, handler, caplog):
+    """
+    While etcd hangs a poll keeps the last answer, takes at most 5 s, and says so once.
+    """
+    own_server.pause()
+    took = []
+    try:
+        for _ in range(3):
+            time.sleep(1.1)
+            started = time.monotonic()
+
+            assert handler.num_nodes_waiting() == 0
+
+            took.append(time.monotonic() - started)
+    finally:
+        own_server.resume()
+
+    assert max(took) <= 5
+    away = [r for r in caplog.records if "etcd is away" in r.getMessage()]
+    assert len(away) == 1
+    assert away[0].levelno == logging.WARNING
+
+
+def test_poll_survives_a_dead_etcd(own_server, handler):
+    """
+    While nothing listens at etcd's port a poll keeps the last answer, at once.
+    """
+    own_server.kill()
+    time.sleep(1.1)
+    started = time.monotonic()
+
+    assert handler.num_nodes_waiting() == 0
+    assert time.monotonic() - started < 1
+
+    own_server.restart()
+    deadline = time.monotonic() + 10
+    while handler._holder._last_contact < started:
+        assert time.monotonic() < deadline
+        handler.num_nodes_waiting()
+        time.sleep(0.1)
+
+
+def test_nobody_is_evicted_right_after_an_outage(own_server, run_id):
+    """
+    A node whose last heartbeat is from before an outage has time to send another.
+    """
+    endpoint = own_server.get_endpoint()
+    handler = create_handler(parameters(endpoint, run_id, most=2, last_call_timeout=1))
+    other = _NodeDesc("other", 1, 0)
+    handler.next_rendezvous()
+    handler._stop_heartbeats()
+    backend, _ = create_backend(parameters(endpoint, run_id))
+    bits, token = backend.get_state()
+    state = pickle.loads(bits)
+    state.participants[other] = 1
+    state.last_heartbeats[other] = datetime.now(timezone.utc)
+    assert backend.set_state(pickle.dumps(state), token)[2]
+    time.sleep(1.1)
+    handler.num_nodes_waiting()
+    own_server.pause()
+    time.sleep(4)
+    own_server.resume()
+    time.sleep(0.5)
+
+    handler._poll_again_at = 0
+    handler.num_nodes_waiting()
+
+    assert other in handler._holder.state.participants
+
+    deadline = time.monotonic() + 8
+    while other in handler._holder.state.participants:
+        assert time.monotonic() < deadline, "a dead node is never evicted"
+        handler.num_nodes_waiting()
+        time.sleep(0.2)
+
+
+def test_joining_outlives_a_restart_of_etcd(own_server, run_id):
+    """
+    Two nodes meet although etcd was away while the first of them waited.
+    """
+    endpoint = own_server.get_endpoint()
+    worlds = []
+
+    def join(addr):
+        handler = create_handler(
+            parameters(endpoint, run_id, least=2, addr=addr, startup_timeout=10)
+        )
+        worlds.append(handler.next_rendezvous().world_size)
+        handler._stop_heartbeats()
+
+    first = threading.Thread(target=join, args=("127.0.0.1",))
+    first.start()
+    time.sleep(1)
+    own_server.kill()
+    time.sleep(2)
+    own_server.restart()
+    second = threading.Thread(target=join, args=("localhost",))
+    second.start()
+    first.join(30)
+    second.join(30)
+
+    assert worlds == [2, 2]
+
+
+def test_joining_fails_at_its_time_out(own_server, run_id):
+    """
+    Joining without an etcd ends with torch's connection error at the join time-out.
+    """
+    handler = create_handler(
+        parameters(own_server.get_endpoint(), run_id, join_timeout=3)
+    )
+    own_server.kill()
+    started = time.monotonic()
+
+    with pytest.raises(RendezvousConnectionError):
+        handler.next_rendezvous()
+
+    assert 3 <= time.monotonic() - started < 6
+
+
+def test_dead_rank_0_before_bootstrap(own_server, run_id, monkeypatch):
+    """
+    A rank 0 that dies before it says where to meet costs a round, not the job.
+    """
+    monkeypatch.setattr(handler_module, "LEAST_BOOTSTRAP_SECONDS", 1.0)
+    params = parameters(own_server.get_endpoint(), run_id, addr="localhost")
+    backend, _ = create_backend(params)
+    state = _RendezvousState()
+    dead = _NodeDesc("a-dead-node", 1, 0)
+    state.participants[dead] = 0
+    state.last_heartbeats[dead] = datetime.now(timezone.utc)
+    backend.set_state(pickle.dumps(state))
+
+    handler = create_handler(params)
+    info = handler.next_rendezvous()
+    handler._stop_heartbeats()
+
+    assert (info.rank, info.world_size) == (0, 1)
+    assert info.bootstrap_store_info.master_addr == "localhost"
+    assert handler._store.timeout.total_seconds() == 300
+
+
+def test_every_round_has_its_own_bootstrap_store(own_server, run_id):
+    """
+    A second round of the same node reports another address than the first.
+    """
+    handler = create_handler(parameters(own_server.get_endpoint(), run_id, most=1))
+    first = handler.next_rendezvous().bootstrap_store_info
+    second = handler.next_rendezvous().bootstrap_store_info
+    handler._stop_heartbeats()
+
+    assert first.master_port != second.master_port
+
+
+def test_closed_run_says_when_it_is_free(own_server, run_id):
+    """
+    Joining a closed run names the seconds until its id is free, and then it is.
+    """
+    params = parameters(own_server.get_endpoint(), run_id, most=1, closed_ttl=2)
+    first = create_handler(params)
+    first.next_rendezvous()
+    assert first.shutdown()
+
+    with pytest.raises(RendezvousClosedError, match=r"free again 2 s after"):
+        create_handler(params).next_rendezvous()
+
+    time.sleep(3.5)
+    again = create_handler(params)
+    assert again.next_rendezvous().world_size == 1
+    again._stop_heartbeats()

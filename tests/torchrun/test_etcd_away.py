@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+An etcd that is away for a while ends no agent and restarts no worker.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from datetime import datetime, timezone
+
+import pytest
+
+from etcd_rendezvous import EtcdClient, EtcdRendezvousBackend
+
+pytestmark = pytest.mark.torch
+
+#: torch's default: a node without a heartbeat for so many seconds is dead.
+DEAD_AFTER = 15
+#: What we say is said at most once in so many seconds.
+BEAT = 10
+QUICK_HEARTBEATS = {"keep_alive_interval": 1, "keep_alive_max_attempt": 3}
+
+
+def read_state(server, run_id):
+    """
+    Read torch's rendezvous state as any other program would; None if there is none.
+    """
+    client = EtcdClient(server.get_endpoint())
+    found = EtcdRendezvousBackend(
+        client, run_id, "/torch/elastic/rendezvous"
+    ).get_state()
+    client.close()
+    return pickle.loads(found[0]) if found else None
+
+
+def addresses(nodes):
+    return {node.addr for node in nodes}
+
+
+class Outage:
+    """
+    What a job does while etcd is away, and shortly after.
+    """
+
+    def __init__(self, job, world, server):
+        self.job = job
+        self.world = world
+        self.server = server
+        self.began = time.monotonic()
+        self.at_first = job.steps(world)
+        self.said = {name: len(agent.said) for name, agent in job.agents.items()}
+
+    def last(self, seconds):
+        """
+        Let it last; steps are made meanwhile.
+        """
+        time.sleep(max(self.began + seconds - time.monotonic(), 0))
+
+        self.job.check()
+        # A worker rests a tenth of a second at each step.
+        assert self.job.steps(self.world) - self.at_first > seconds * 3
+
+    def over(self, *, spoken):
+        """
+        See that everybody is still there, and that it was spoken of, but not too often.
+        """
+        back = datetime.now(timezone.utc)
+        deadline = time.monotonic() + DEAD_AFTER
+        while True:
+            state = read_state(self.server, self.job.run_id)
+            everybody = {agent.address for agent in self.job.agents.values()}
+            assert addresses(state.participants) == everybody
+            assert addresses(state.last_heartbeats) == everybody
+            if min(state.last_heartbeats.values()) > back:
+                break
+            assert time.monotonic() < deadline, state.last_heartbeats
+            time.sleep(0.2)
+        self.job.check()
+        self.job.wait_for_steps(self.world, 3)
+        assert self.job.worlds() == [self.world]
+        assert {record["restarts"] for record in self.job.records()} == {0}
+        assert {record["pid"] for record in self.job.records()} == self.world.pids
+        most = (time.monotonic() - self.began) // BEAT + 1
+        for name, agent in self.job.agents.items():
+            lines = our_lines(agent, self.said[name])
+            assert len(lines) <= most, lines
+            if spoken:
+                assert any("etcd is away" in line for line in lines), agent.said
+
+
+def our_lines(agent, since=0):
+    """
+    List what the library said of etcd: torch's own lines name no endpoint.
+    """
+    endpoint = agent.endpoint.rpartition(":")[2]
+    return agent.lines(f":{endpoint}", since=since)
+
+
+@pytest.mark.timeout(300)
+def test_etcd_goes_away_in_mid_training(make_job, own_server):
+    """
+    It is stopped for 8 s, killed and restarted, and stopped for longer than it takes
+    to be taken for dead: nobody notices but the log.
+    """
+    job = make_job(own_server)
+    job.start("a")
+    job.start("b")
+    world = job.wait_for_world({"a", "b"})
+
+    outage = Outage(job, world, own_server)
+    own_server.pause()
+    outage.last(8)
+    own_server.resume()
+    outage.over(spoken=True)
+
+    outage = Outage(job, world, own_server)
+    own_server.kill()
+    outage.last(3)
+    own_server.restart()
+    outage.over(spoken=False)
+
+    outage = Outage(job, world, own_server)
+    own_server.pause()
+    outage.last(DEAD_AFTER + 5)
+    own_server.resume()
+    outage.over(spoken=True)
+
+    job.finish()
+    assert job.worlds() == [world]
+
+
+@pytest.mark.timeout(240)
+def test_who_comes_while_etcd_is_away_does_not_take_the_others_for_dead(
+    make_job, own_server
+):
+    """
+    A newcomer that waited for etcd joins those who were there, though the heartbeats
+    it finds are old.
+    """
+    job = make_job(
+        own_server,
+        nnodes="2:3",
+        conf={**QUICK_HEARTBEATS, "last_call_timeout": 2},
+        max_restarts=9,
+    )
+    job.start("a")
+    job.start("b")
+    first = job.wait_for_world({"a", "b"})
+
+    own_server.pause()
+    newcomer = job.start("newcomer")
+    job.wait_for_lines(newcomer, "Waiting for etcd")
+    own_server.resume()
+    second = job.wait_for_world({"a", "b", "newcomer"}, after=first)
+    job.finish()
+
+    assert [world.nodes for world in job.worlds()] == [first.nodes, second.nodes]
+
+
+@pytest.mark.timeout(240)
+def test_etcd_is_restarted_while_agents_are_joining(make_job, own_server):
+    """
+    One waits for another, etcd is killed, the other comes, etcd is there again: they
+    meet.
+    """
+    job = make_job(own_server, conf=QUICK_HEARTBEATS)
+    job.start("a")
+    job.wait_for(
+        "one participant",
+        lambda: (
+            (state := read_state(own_server, job.run_id))
+            and addresses(state.participants) == {job.agents["a"].address}
+        ),
+    )
+
+    own_server.kill()
+    late = job.start("b")
+    job.wait_for_lines(late, "Waiting for etcd")
+    own_server.restart()
+    world = job.wait_for_world({"a", "b"})
+    job.finish()
+
+    assert world.size == 2
