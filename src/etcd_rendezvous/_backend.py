@@ -6,6 +6,7 @@ The rendezvous backend: torch's ``RendezvousBackend`` on one key of etcd.
 from __future__ import annotations
 
 import binascii
+import os
 import threading
 import time
 from base64 import b64decode, b64encode
@@ -22,7 +23,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     RendezvousBackend,
 )
 
-from ._errors import EtcdError
+from ._errors import EtcdConnectionError, EtcdError
 from ._kv import KeyValue, Stored, key_value
 from ._log import SlowBeat, log
 from ._params import DEFAULT_CLOSED_TTL, DEFAULT_STATE_TTL
@@ -126,8 +127,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._life = 0
         self._warned_of_wipe = False
         self._local = threading.local()
-        self._lock = threading.Lock()
         self._failures = SlowBeat()
+        self._own_locks()
 
     def __repr__(self) -> str:
         return (
@@ -214,12 +215,15 @@ class EtcdRendezvousBackend(RendezvousBackend):
             if expected is None:
                 found = self._read(self._time_left())
                 return (*found, False) if found else None
-            timeout = self._time_left()
-            deadline = time.monotonic() + timeout
+            deadline = time.monotonic() + self._time_left()
             ttl = self._closed_ttl if self._says_closed else self._ttl
-            before = self._store_revision
-            swap = self._kv.swap(self._key, b64encode(state), expected, ttl, timeout)
-            self._note_revision(swap.store_revision, before)
+            with self._swapping(deadline):
+                timeout = max(deadline - time.monotonic(), 0.0)
+                before = self._store_revision
+                swap = self._kv.swap(
+                    self._key, b64encode(state), expected, ttl, timeout
+                )
+                self._note_revision(swap.store_revision, before)
             if swap.won and swap.stored is not None:
                 return *self._remember(swap.stored), True
             if swap.stored is None:
@@ -245,6 +249,38 @@ class EtcdRendezvousBackend(RendezvousBackend):
         They are then stored with ``closed_ttl``. Ours; the handler calls it.
         """
         self._says_closed = closed
+
+    def _own_locks(self) -> None:
+        """
+        Take locks of one's own: a thread that a fork left behind may hold the old.
+        """
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._swap_lock = threading.Lock()
+
+    @contextmanager
+    def _swapping(self, deadline: float) -> Iterator[None]:
+        """
+        Let one thread swap at a time.
+
+        If its reply is lost, a swap of ours is known by its bytes and its lease;
+        threads may write the same bytes.
+
+        Raises:
+            EtcdConnectionError: Other threads took all the time.
+        """
+        if self._pid != os.getpid():
+            self._own_locks()
+        lock = self._swap_lock
+        if not lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+            raise EtcdConnectionError(
+                f"Could not swap the key '{self._key}': another thread's swap has no "
+                "answer yet."
+            )
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _time_left(self) -> float:
         deadline: float | None = getattr(self._local, "deadline", None)

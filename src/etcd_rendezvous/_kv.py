@@ -51,12 +51,10 @@ class Queued:
 
     Attributes:
         behind: The ticket that is waited for.
-        behind_since: The revision that created it.
         revision: The store's revision when the place was taken.
     """
 
     behind: bytes
-    behind_since: int
     revision: int
 
 

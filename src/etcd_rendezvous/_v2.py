@@ -40,6 +40,8 @@ _LOST_SWAP: Final = (
     etcd.EtcdAlreadyExist,
     etcd.EtcdKeyNotFound,
 )
+_ENDS: Final = frozenset({"delete", "expire", "compareAndDelete"})
+_HISTORY_SECONDS: Final = 2.0
 _CONNECTIONS: Final = 32
 
 
@@ -79,6 +81,9 @@ class _Sender(etcd.Client):
         self.__dict__.update(like.__dict__)
         self.http = http
         self._base_uri = base_uri
+        # Whether etcd lost its data is told by its index; a new cluster on the old
+        # port is one to talk to.
+        self.expected_cluster_id = None
         self._read_timeout = timeout
         self._allow_reconnect = False
 
@@ -139,6 +144,7 @@ class V2KeyValue:
         """
         See ``KeyValue``. The v2 API transfers an unchanged value, too.
         """
+        baseline = self._index
         try:
             node = self._run(
                 lambda sender: sender.read(key, quorum=True),
@@ -146,8 +152,11 @@ class V2KeyValue:
                 timeout,
             ).value
         except etcd.EtcdKeyNotFound as error:
-            return Look(None, False, _index_of(error))
-        return Look(_stored(node), False, node.etcd_index)
+            look = Look(None, False, _index_of(error))
+        else:
+            look = Look(_stored(node), False, node.etcd_index)
+        self._saw(look.store_revision, baseline)
+        return look
 
     def swap(
         self, key: str, value: bytes, expected: int, ttl: int, timeout: float
@@ -162,7 +171,7 @@ class V2KeyValue:
         deadline = self._clock() + timeout
         if not expected:
             self._forget_earlier_rounds(key, timeout)
-        before = max(expected, self._index)
+        baseline = self._index
         condition: dict[str, Any] = (
             {"prevIndex": expected} if expected else {"prevExist": False}
         )
@@ -181,15 +190,17 @@ class V2KeyValue:
         answer = self._run(send, f"swap the key '{key}'", timeout, writes=True)
         maybe_earlier = answer.maybe_earlier
         if answer.value is not None:
-            self._index = max(self._index, answer.value.modifiedIndex)
-            return Swap(
-                True,
-                Stored(value, answer.value.modifiedIndex),
-                answer.value.modifiedIndex,
-            )
+            index = answer.value.modifiedIndex
+            self._saw(index, baseline)
+            return Swap(True, Stored(value, index), index)
         current = self.read(key, 0, max(deadline - self._clock(), 0.05))
         if maybe_earlier:
-            won_at = self._resolve(key, value, before, current.stored, deadline)
+            # A wiped store counts from the start again.
+            wiped = current.store_revision < baseline
+            after = 0 if wiped else max(expected, baseline)
+            won_at = self._resolve(
+                key, value, after, current.stored, deadline, begins=not expected
+            )
             if won_at:
                 return Swap(True, Stored(value, won_at), current.store_revision)
         return Swap(False, current.stored, current.store_revision)
@@ -206,6 +217,8 @@ class V2KeyValue:
         after: int,
         current: Stored | None,
         deadline: float,
+        *,
+        begins: bool,
     ) -> int:
         """
         Find out whether an earlier attempt of a swap, whose reply was lost, won.
@@ -218,13 +231,12 @@ class V2KeyValue:
                 return 0
             if current.value == value:
                 return current.revision
-        left = min(max(deadline - self._clock(), 0.1), 2.0)
+        limit = min(deadline, self._clock() + _HISTORY_SECONDS)
         try:
-            first = self._run(
-                lambda sender: sender.read(key, wait=True, waitIndex=after + 1),
-                f"find out what became of a write to '{key}'",
-                left,
-            ).value
+            first = self._first_event(key, after + 1, limit)
+            # A state that begins anew may come after the end of the old one.
+            while begins and first.action in _ENDS:
+                first = self._first_event(key, first.modifiedIndex + 1, limit)
         except etcd.EtcdWatchTimedOut:
             return 0
         except etcd.EtcdEventIndexCleared as error:
@@ -235,6 +247,20 @@ class V2KeyValue:
         if (first.value or "").encode() == value:
             return int(first.modifiedIndex)
         return 0
+
+    def _first_event(self, key: str, index: int, limit: float) -> etcd.EtcdResult:
+        return self._run(
+            lambda sender: sender.read(key, wait=True, waitIndex=index),
+            f"find out what became of a write to '{key}'",
+            max(limit - self._clock(), 0.1),
+        ).value
+
+    def _saw(self, index: int, baseline: int) -> None:
+        """
+        Remember the newest index; older than ``baseline`` means a wiped store.
+        """
+        if index < baseline or index > self._index:
+            self._index = index
 
     def _forget_earlier_rounds(self, key: str, timeout: float) -> None:
         """
@@ -326,15 +352,16 @@ class V2KeyValue:
         key = _path(directory, name)
         while True:
             left = max(deadline - self._clock(), 0.05)
+            baseline = self._index
             try:
                 node = self._get(directory, name, left)
             except etcd.EtcdKeyNotFound as error:
-                index, total = _index_of(error), amount
-                expected = 0
+                self._saw(_index_of(error), baseline)
+                expected, total = 0, amount
             else:
-                index = expected = node.modifiedIndex
+                self._saw(node.etcd_index, baseline)
+                expected = node.modifiedIndex
                 total = _number(b64decode(node.value or ""), name) + amount
-            self._index = max(self._index, index)
             swap = self.swap(key, b64encode(str(total).encode()), expected, ttl, left)
             if swap.won:
                 return total
@@ -485,9 +512,10 @@ def _path(directory: str, name: bytes) -> str:
     """
     Return torch's path of a store key.
 
-    torch can't read keys whose base64 has a ``/`` in it, so these may be anything.
+    torch can't read keys whose base64 has a ``/`` in it, so these may be anything;
+    nor the empty key.
     """
-    return directory + b64encode(name).decode().replace("/", "_")
+    return directory + (b64encode(name).decode().replace("/", "_") or "=")
 
 
 def _name(path: str) -> bytes:

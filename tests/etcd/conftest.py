@@ -43,7 +43,7 @@ def _params(only_newest):
 
 
 def pytest_itemcollected(item):
-    if "newest_v2" in getattr(item, "fixturenames", ()):
+    if {"newest_v2", "own"} & set(getattr(item, "fixturenames", ())):
         item.add_marker("etcd")
         item.add_marker("v2")
 
@@ -191,9 +191,17 @@ def newest_v3(serve, newest_etcd_binary, _shared_servers):
     return serve("v3", _shared_servers(newest_etcd_binary))
 
 
+@pytest.fixture(scope="session")
+def newest_v2_binary():
+    """
+    The path of the newest etcd binary that knows the v2 API.
+    """
+    return etcds.v2_binaries()[-1].path
+
+
 @pytest.fixture
-def newest_v2(serve, _shared_servers):
+def newest_v2(serve, newest_v2_binary, _shared_servers):
     """
     The v2 API of the newest version that has it.
     """
-    return serve("v2", _shared_servers(etcds.v2_binaries()[-1].path))
+    return serve("v2", _shared_servers(newest_v2_binary))

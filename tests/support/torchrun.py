@@ -499,11 +499,20 @@ class Job:
         """
         for agent in self.agents.values():
             agent.kill_node()
-        left = list(processes_marked(self.mark))
+        left = list(self.processes())
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=10)
+
+    def processes(self) -> Iterator[psutil.Process]:
+        """
+        Find the job's processes, wherever they are in the tree of processes.
+        """
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(_MARK) == self.mark:
+                    yield process
 
     def _wait(self, what: str, ready: Callable[[], _T], seconds: float) -> _T:
         try:
@@ -521,13 +530,3 @@ class Job:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def processes_marked(mark: str) -> Iterator[psutil.Process]:
-    """
-    Find the processes of a job, wherever they are in the tree of processes.
-    """
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(_MARK) == mark:
-                yield process

@@ -5,13 +5,11 @@ An etcd that is away for a while ends no agent and restarts no worker.
 
 from __future__ import annotations
 
-import pickle
 import time
 from datetime import datetime, timezone
 
 import pytest
-
-from etcd_rendezvous import EtcdClient, EtcdRendezvousBackend
+from support.state import addresses, read_state
 
 pytestmark = pytest.mark.torch
 
@@ -20,22 +18,6 @@ DEAD_AFTER = 15
 #: What we say is said at most once in so many seconds.
 BEAT = 10
 QUICK_HEARTBEATS = {"keep_alive_interval": 1, "keep_alive_max_attempt": 3}
-
-
-def read_state(server, run_id):
-    """
-    Read torch's rendezvous state as any other program would; None if there is none.
-    """
-    client = EtcdClient(server.get_endpoint())
-    found = EtcdRendezvousBackend(
-        client, run_id, "/torch/elastic/rendezvous"
-    ).get_state()
-    client.close()
-    return pickle.loads(found[0]) if found else None
-
-
-def addresses(nodes):
-    return {node.addr for node in nodes}
 
 
 class Outage:

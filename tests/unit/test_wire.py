@@ -218,22 +218,6 @@ def test_compare_mod(revision):
     } == message
 
 
-@pytest.mark.parametrize("revision", [0, 7])
-def test_compare_create(revision):
-    """
-    A comparison of the create revision names all four fields.
-    """
-    message = wire.compare_create(b"/a", revision)
-
-    check(message, "Compare")
-    assert {
-        "key": "L2E=",
-        "target": "CREATE",
-        "result": "EQUAL",
-        "create_revision": str(revision),
-    } == message
-
-
 def test_txn():
     """
     A compare-and-swap is comparison, put and range, under etcd's names.

@@ -158,8 +158,8 @@ class EtcdClient:
             end: The key after the last.
             timeout: The most seconds to take; None for ``read_timeout``.
             filters: As of ``wire.range_message``: ``limit``, ``keys_only``,
-                ``count_only``, ``min_mod_revision``, ``max_create_revision``,
-                ``newest_first``, ``revision``.
+                ``count_only``, ``min_mod_revision``, ``max_mod_revision``,
+                ``max_create_revision``, ``newest_first``, ``revision``.
 
         Returns:
             What was found, and the store's revision.

@@ -72,10 +72,8 @@ class V3KeyValue:
         self._queues: dict[bytes, TurnQueue] = {}
         self._versions: dict[bytes, tuple[int, int]] = {}
         self._seen_revision = 0
-        self._add_lock = threading.Lock()
         self._adds = 0
-        self._slot_owner = 0
-        self._slot_id = ""
+        self._own_slot()
 
     @property
     def read_timeout(self) -> float:
@@ -120,13 +118,16 @@ class V3KeyValue:
         raw = key.encode()
         deadline = self._clock() + timeout
         baseline = self._seen_revision
+        maybe_earlier = False
         for attempt in range(1, _LEASE_TRIES + 1):
             lease = self._lease(ttl)
             lease_id = lease.current(max(deadline - self._clock(), 0.0))
             try:
                 reply = self._send_swap(raw, value, expected, lease_id, deadline)
             except LeaseNotFoundError:
-                # Nothing was applied: the lease expired, or etcd was wiped.
+                # The lease expired, or etcd was wiped. This attempt wrote nothing, but
+                # one before it, whose reply was lost, may have.
+                maybe_earlier = True
                 lease.forget(lease_id)
                 if attempt == _LEASE_TRIES:
                     raise
@@ -142,7 +143,7 @@ class V3KeyValue:
             return Swap(True, Stored(value, reply.revision), reply.revision)
         queued = queue.lost(lease_id, reply)
         current = reply.ranges[0].entries[0] if reply.ranges[0].entries else None
-        if reply.maybe_earlier:
+        if reply.maybe_earlier or maybe_earlier:
             # A wiped store counts from the start again.
             after = 0 if reply.revision < baseline else max(expected, baseline)
             won_at = self._resolve(raw, value, after, current, deadline)
@@ -341,8 +342,10 @@ class V3KeyValue:
         key = _key(directory, name)
         shown = f"add to the key '{key.decode(errors='replace')}'"
         current: wire.Entry | None = None
+        if self._slot_owner != os.getpid():
+            self._own_slot()
         with self._add_lock:
-            slot = self._slot(directory)
+            slot = f"{directory.rstrip('/')}.slots/{self._slot_id}".encode()
             self._adds += 1
             while True:
                 total = (_number(current.value, name) if current else 0) + amount
@@ -390,14 +393,15 @@ class V3KeyValue:
 
         return self._leased(ttl, deadline, send)
 
-    def _slot(self, directory: str) -> bytes:
+    def _own_slot(self) -> None:
         """
-        Return the key of this client's slot; a child after ``fork`` has its own.
+        Take a slot of one's own, as a child after ``fork`` must.
+
+        So must it take a lock: a thread that the fork left behind may hold the old.
         """
-        if self._slot_owner != os.getpid():
-            self._slot_owner = os.getpid()
-            self._slot_id = uuid.uuid4().hex
-        return f"{directory.rstrip('/')}.slots/{self._slot_id}".encode()
+        self._slot_owner = os.getpid()
+        self._slot_id = uuid.uuid4().hex
+        self._add_lock = threading.Lock()
 
     def wait(
         self, directory: str, names: Sequence[bytes], timeout: float

@@ -84,8 +84,8 @@ class Transport:
             path: The path of the API, such as ``/v3/kv/txn``.
             body: The body; every attempt sends these very bytes.
             what: The operation in words, for errors: "read the key '/a'".
-            timeout: The seconds for all attempts together. It is overshot by a
-                quarter of a second at most, and by what name resolution takes.
+            timeout: The seconds for all attempts together. It is overshot by 0.3 s at
+                most, by what name resolution takes, and while a reply keeps coming.
             writes: Whether the operation changes anything.
             patient: Whether to go on although no endpoint can be reached.
 
@@ -104,7 +104,7 @@ class Transport:
                     headers=_headers(limit),
                     retries=False,
                     redirect=False,
-                    timeout=self._timeout(limit, limit + _GRACE_SECONDS),
+                    timeout=self._timeout(limit, total=limit + _GRACE_SECONDS),
                 )
             except (HTTPError, OSError) as error:
                 return trouble_of_exception(error)
@@ -152,7 +152,7 @@ class Transport:
                     retries=False,
                     redirect=False,
                     preload_content=False,
-                    timeout=self._timeout(timeout, idle),
+                    timeout=self._timeout(timeout, read=idle),
                 )
                 if response.status != 200:
                     outcome = _read_reply(response.status, response.read())
@@ -196,7 +196,7 @@ class Transport:
                     path,
                     retries=False,
                     redirect=False,
-                    timeout=self._timeout(limit, limit),
+                    timeout=self._timeout(limit, total=limit),
                 )
             except (HTTPError, OSError) as error:
                 return trouble_of_exception(error)
@@ -216,8 +216,12 @@ class Transport:
             for pool in pools.by_endpoint.values():
                 pool.close()
 
-    def _timeout(self, connect: float, read: float) -> urllib3.Timeout:
-        return urllib3.Timeout(connect=min(connect, self._connect_timeout), read=read)
+    def _timeout(
+        self, connect: float, *, read: float | None = None, total: float | None = None
+    ) -> urllib3.Timeout:
+        return urllib3.Timeout(
+            connect=min(connect, self._connect_timeout), read=read, total=total
+        )
 
     def _pool(self, endpoint: Endpoint) -> urllib3.HTTPConnectionPool:
         pools = self._pools
@@ -288,13 +292,14 @@ def _in_words(error: BaseException, failure: retry.Failure) -> str:
         return _tls_in_words(str(error))
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return "its host name can't be resolved"
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
-        return "no connection in time"
     if isinstance(error, urllib3.exceptions.NewConnectionError):
         cause = error.__cause__ or error.__context__
         if isinstance(cause, ConnectionRefusedError):
             return "connection refused; is etcd running there?"
         return f"no connection ({cause or error})"
+    # A NewConnectionError is one, too.
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return "no connection in time"
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return "no answer in time"
     return f"the connection broke ({error})"
@@ -306,6 +311,11 @@ def _tls_in_words(text: str) -> str:
         return (
             "it does not speak TLS; use protocol=http, or name the port that serves "
             "https"
+        )
+    if "mismatch, certificate is not valid for" in lowered:
+        return (
+            "its certificate is for another name; name the endpoint as its certificate "
+            f"does ({text})"
         )
     if "certificate verify failed" in lowered:
         return (
@@ -347,8 +357,10 @@ def _not_json(status: int, body: bytes) -> Trouble:
         return _not_etcd("it speaks TLS; use protocol=https")
     if status == 404:
         return _no_v3(text)
-    if status >= 500 or (status == 200 and not body):
-        # A proxy in between, or an etcd that is going down.
+    if (status >= 500 and status != 501) or (
+        status == 200 and body.lstrip()[:1] in (b"", b"{")
+    ):
+        # A proxy in between, an etcd that is going down, or half a reply.
         return Trouble(
             retry.Failure.AMBIGUOUS, f"HTTP status {status} without etcd's own words"
         )

@@ -9,10 +9,10 @@ the winner deletes its own in the winning transaction.
 
 Tickets are order only; the swap stays the guarantee. A node that dies while it
 waits leaves its ticket behind. Every fourth write of the state therefore touches
-one more key, the pulse, which everyone who waits sees: where neither the pulse nor
-the predecessor's ticket moves for ``STALL_SECONDS``, whoever notices first deletes
-*all* tickets. Those alive try at once, and queue anew; however many were dead, they
-cost this one wait.
+one more key, the pulse, which everyone who waits sees. Where neither the pulse nor
+the predecessor's ticket moves for ``STALL_SECONDS``, everyone who waits writes its
+ticket again; ``ANSWER_SECONDS`` later the tickets that were not written again are
+those of the dead, and all of them are deleted at once, however many they are.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TurnQueue"]
 
-STALL_SECONDS: Final = 0.6
+STALL_SECONDS: Final = 0.5
+ANSWER_SECONDS: Final = 0.2
 LONGEST_WAIT_SECONDS: Final = 4.0
 _WRITES_PER_PULSE: Final = 4
+_DELETES_PER_TXN: Final = 60
 
 
 class TurnQueue:
@@ -42,6 +44,8 @@ class TurnQueue:
     Args:
         client: The client.
         key: The key that is swapped.
+        clock: A monotonic clock, in seconds.
+        sleep: What to sleep with.
     """
 
     def __init__(
@@ -50,13 +54,16 @@ class TurnQueue:
         key: bytes,
         *,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._client = client
         self._clock = clock
+        self._sleep = sleep
         self._pulse = key + b"/turn"
         self._prefix = key + b"/turn/"
         self._end = wire.prefix_end(self._prefix)
         self._ticket: bytes | None = None
+        self._lease = 0
         self._since = 0
 
     def winning_ops(self, lease: int, version: int) -> list[wire.Json]:
@@ -123,10 +130,11 @@ class TurnQueue:
             )
             others = reply.ranges[0].entries
         self._ticket = ticket
+        self._lease = lease
         self._since = mine.create_revision
         for entry in others:
             if entry.key != ticket:
-                return Queued(entry.key, entry.create_revision, reply.revision)
+                return Queued(entry.key, reply.revision)
         return None
 
     def _newest(self, limit: int, created_until: int = 0) -> wire.Json:
@@ -144,48 +152,97 @@ class TurnQueue:
 
     def wait(self, queued: Queued, timeout: float) -> None:
         """
-        Wait until the predecessor's ticket is gone, the queue stalls, or time is up.
+        Wait until it is the caller's turn, or time is up.
 
         Args:
             queued: What :meth:`lost` returned.
             timeout: The most seconds to wait, besides ``LONGEST_WAIT_SECONDS``.
         """
         deadline = self._clock() + min(timeout, LONGEST_WAIT_SECONDS)
-        before = queued.behind
-        # The first watch is told at once, but begins only now; the second leaves
-        # no gap, but is up to 100 ms late at first.
-        creates = [
-            wire.watch_create(before, watch_id=1, no_puts=True),
-            wire.watch_create(
-                before, watch_id=2, no_puts=True, start_revision=queued.revision + 1
-            ),
-            wire.watch_create(self._pulse, watch_id=3, no_deletes=True),
-        ]
+        place: Queued | None = queued
         try:
-            with self._client.watch(
-                creates,
-                what="wait for one's turn",
-                idle=min(STALL_SECONDS, timeout),
-                timeout=min(STALL_SECONDS, timeout),
-            ) as watch:
-                for event in watch.events():
-                    if event.deleted or self._clock() >= deadline:
-                        return
-            if self._clock() < deadline:
-                self._clear(queued)
+            while place is not None and self._clock() < deadline:
+                quiet_since = self._watch(place, deadline)
+                if not quiet_since or self._clock() >= deadline:
+                    return
+                place = self._roll_call(quiet_since)
         except EtcdError:
             # No order then. The caller reads the state next, and meets whatever
             # is wrong there.
             return
 
-    def _clear(self, queued: Queued) -> None:
+    def _watch(self, place: Queued, deadline: float) -> int:
         """
-        Delete all tickets, if the one waited for is still the same.
+        Wait until the predecessor's ticket is gone.
+
+        Returns:
+            0 if it is gone, or time is up; else the revision since which neither it
+            nor the pulse has moved for ``STALL_SECONDS``.
         """
-        self._client.txn(
-            [wire.compare_create(queued.behind, queued.behind_since)],
-            [wire.op_delete(wire.delete_message(self._prefix, self._end))],
+        creates = [
+            wire.watch_create(place.behind, watch_id=1, no_puts=True),
+            wire.watch_create(self._pulse, watch_id=2, no_deletes=True),
+        ]
+        idle = max(min(STALL_SECONDS, deadline - self._clock()), 0.01)
+        with self._client.watch(
+            creates, what="wait for one's turn", idle=idle, timeout=idle
+        ) as watch:
+            # A watch begins when it is created; what was written since the place
+            # was taken may have been the predecessor's end.
+            if watch.revision != place.revision:
+                found, _ = self._client.range(
+                    place.behind, keys_only=True, timeout=idle
+                )
+                if not found.entries:
+                    return 0
+            for event in watch.events():
+                if event.deleted or self._clock() >= deadline:
+                    return 0
+            return watch.revision
+
+    def _roll_call(self, quiet_since: int) -> Queued | None:
+        """
+        Delete the tickets of those who no longer answer.
+
+        Args:
+            quiet_since: The revision since which nothing has moved.
+
+        Returns:
+            The caller's place after it; None if nobody is before.
+        """
+        ticket = self._ticket
+        if ticket is None:
+            return None
+        reply = self._client.txn(
+            [],
+            [
+                wire.op_put(wire.put_message(ticket, b"", self._lease)),
+                wire.op_range(wire.range_message(ticket, keys_only=True)),
+            ],
+            what="answer the queue's roll call",
+            timeout=STALL_SECONDS,
+        )
+        self._since = reply.ranges[0].entries[0].create_revision
+        self._sleep(ANSWER_SECONDS)
+        silent, _ = self._client.range(
+            self._prefix,
+            self._end,
+            keys_only=True,
+            limit=_DELETES_PER_TXN,
+            max_mod_revision=quiet_since,
+            timeout=STALL_SECONDS,
+        )
+        keys = [(entry.key, entry.mod_revision) for entry in silent.entries]
+        reply = self._client.txn(
+            [wire.compare_mod(key, revision) for key, revision in keys],
+            [
+                *(wire.op_delete(wire.delete_message(key)) for key, _ in keys),
+                wire.op_range(self._newest(1, self._since - 1)),
+            ],
+            [wire.op_range(self._newest(1, self._since - 1))],
             what="clear the queue of swaps",
             timeout=STALL_SECONDS,
         )
-        self.won()
+        for entry in reply.ranges[0].entries:
+            return Queued(entry.key, reply.revision)
+        return None

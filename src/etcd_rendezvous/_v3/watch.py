@@ -29,7 +29,8 @@ class Watch:
     An open stream of changes.
 
     Attributes:
-        revision: The store's revision when the last of its watches was created.
+        revision: The store's revision at the last message, at first that which says
+            that the watches were created.
     """
 
     def __init__(self, response: urllib3.BaseHTTPResponse, what: str) -> None:
@@ -53,6 +54,7 @@ class Watch:
         try:
             for message in self._messages:
                 self._refuse_canceled(message)
+                self.revision = max(self.revision, message.revision)
                 yield from message.events
         except ReadTimeoutError:
             return

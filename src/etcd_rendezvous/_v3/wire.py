@@ -174,6 +174,7 @@ def range_message(
     count_only: bool = False,
     limit: int = 0,
     min_mod_revision: int = 0,
+    max_mod_revision: int = 0,
     max_create_revision: int = 0,
     newest_first: bool = False,
     revision: int = 0,
@@ -188,6 +189,7 @@ def range_message(
         count_only: Leave everything but the count out.
         limit: The most entries to return, 0 for all.
         min_mod_revision: Leave out keys that were last changed before.
+        max_mod_revision: Leave out keys that were changed later.
         max_create_revision: Leave out keys that were created later.
         newest_first: Sort by the revision of creation, the newest first.
         revision: Read the store as it was then, 0 for now.
@@ -203,6 +205,8 @@ def range_message(
         message["limit"] = str(limit)
     if min_mod_revision:
         message["min_mod_revision"] = str(min_mod_revision)
+    if max_mod_revision:
+        message["max_mod_revision"] = str(max_mod_revision)
     if max_create_revision:
         message["max_create_revision"] = str(max_create_revision)
     if newest_first:
@@ -267,22 +271,6 @@ def compare_mod(key: bytes, mod_revision: int) -> Json:
         "target": "MOD",
         "result": "EQUAL",
         "mod_revision": str(mod_revision),
-    }
-
-
-def compare_create(key: bytes, create_revision: int) -> Json:
-    """
-    Return the comparison that a key was created by a revision.
-
-    Args:
-        key: The key.
-        create_revision: The revision, 0 for an absent key.
-    """
-    return {
-        "key": _b64(key),
-        "target": "CREATE",
-        "result": "EQUAL",
-        "create_revision": str(create_revision),
     }
 
 

