@@ -34,7 +34,7 @@ STALL_SECONDS: Final = 0.5
 ANSWER_SECONDS: Final = 0.2
 LONGEST_WAIT_SECONDS: Final = 4.0
 _WRITES_PER_PULSE: Final = 4
-_DELETES_PER_TXN: Final = 60
+_DELETES_PER_TXN: Final = 100
 
 
 class TurnQueue:
@@ -115,20 +115,21 @@ class TurnQueue:
 
         Returns:
             The place behind another ticket, or None if nobody is before.
-
-        Raises:
-            EtcdError: etcd can't be reached, or refuses.
         """
         ticket = self._ticket_of(lease)
         mine, others = reply.ranges[-2].entries[0], reply.ranges[-1].entries
         if ticket == self._ticket and mine.create_revision != self._since:
-            # The queue was cleared meanwhile, and the ticket is a new one.
-            reply = self._client.txn(
-                [],
-                [wire.op_range(self._newest(1, mine.create_revision - 1))],
-                what="find one's place in the queue of swaps",
-            )
-            others = reply.ranges[0].entries
+            # The old ticket was deleted meanwhile, as one that did not answer.
+            try:
+                reply = self._client.txn(
+                    [],
+                    [wire.op_range(self._newest(1, mine.create_revision - 1))],
+                    what="find one's place in the queue of swaps",
+                    timeout=STALL_SECONDS,
+                )
+                others = reply.ranges[0].entries
+            except EtcdError:
+                others = []  # no order then
         self._ticket = ticket
         self._lease = lease
         self._since = mine.create_revision
@@ -224,25 +225,34 @@ class TurnQueue:
         )
         self._since = reply.ranges[0].entries[0].create_revision
         self._sleep(ANSWER_SECONDS)
-        silent, _ = self._client.range(
+        while True:
+            silent, _ = self._client.range(
+                self._prefix,
+                self._end,
+                keys_only=True,
+                limit=_DELETES_PER_TXN,
+                max_mod_revision=quiet_since,
+                timeout=STALL_SECONDS,
+            )
+            if not silent.entries:
+                break
+            # Whoever answers after all is spared; others who call the roll at the
+            # same time may have been quicker.
+            self._client.txn(
+                [wire.compare_mod(e.key, e.mod_revision) for e in silent.entries],
+                [wire.op_delete(wire.delete_message(e.key)) for e in silent.entries],
+                what="clear the queue of swaps",
+                timeout=STALL_SECONDS,
+            )
+        before, revision = self._client.range(
             self._prefix,
             self._end,
             keys_only=True,
-            limit=_DELETES_PER_TXN,
-            max_mod_revision=quiet_since,
+            newest_first=True,
+            limit=1,
+            max_create_revision=self._since - 1,
             timeout=STALL_SECONDS,
         )
-        keys = [(entry.key, entry.mod_revision) for entry in silent.entries]
-        reply = self._client.txn(
-            [wire.compare_mod(key, revision) for key, revision in keys],
-            [
-                *(wire.op_delete(wire.delete_message(key)) for key, _ in keys),
-                wire.op_range(self._newest(1, self._since - 1)),
-            ],
-            [wire.op_range(self._newest(1, self._since - 1))],
-            what="clear the queue of swaps",
-            timeout=STALL_SECONDS,
-        )
-        for entry in reply.ranges[0].entries:
-            return Queued(entry.key, reply.revision)
+        for entry in before.entries:
+            return Queued(entry.key, revision)
         return None
