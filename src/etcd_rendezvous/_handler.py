@@ -98,7 +98,10 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         self._on_shutdown = on_shutdown
         self._last_waiting = 0
         self._poll_again_at = float("-inf")
-        self._away = SlowBeat()
+        # One voice for one trouble: what the backend would say of its failures is said
+        # here, with what it means for the job.
+        backend._failures = _Silence()  # noqa: SLF001
+        self._beat = self._holder.beat
 
     @classmethod
     def create(
@@ -208,6 +211,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         # A heartbeat that waits for etcd holds the lock.
         if not self._heartbeat_lock.acquire(timeout=POLL_SECONDS):
             self._poll_again_at = time.monotonic() + POLL_AGAIN_SECONDS
+            self._say_away(f"a heartbeat has waited for it for {POLL_SECONDS:g} s.")
             return self._last_waiting
         try:
             left = POLL_SECONDS - (time.monotonic() - started)
@@ -216,13 +220,16 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             self._last_waiting = len(self._state_holder.state.wait_list)
         except RendezvousConnectionError as error:
             self._poll_again_at = time.monotonic() + POLL_AGAIN_SECONDS
-            self._away.warn(
-                f"etcd is away; the running round of '{self.settings.run_id}' goes on, "
-                f"but no node can join or leave: {error.__cause__ or error}"
-            )
+            self._say_away(str(error.__cause__ or error))
         finally:
             self._heartbeat_lock.release()
         return self._last_waiting
+
+    def _say_away(self, reason: str) -> None:
+        self._beat.warn(
+            f"etcd is away; the running round of '{self.settings.run_id}' goes on, "
+            f"but no node can join or leave: {reason}"
+        )
 
     def shutdown(self) -> bool:
         """
@@ -237,6 +244,17 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         finally:
             if self._on_shutdown is not None:
                 self._on_shutdown()
+
+    def _close(self) -> None:
+        try:
+            super()._close()
+        except RendezvousConnectionError as error:
+            # torch names neither the endpoint nor the reason.
+            self._beat.warn(
+                f"The rendezvous '{self.settings.run_id}' could not be closed: "
+                f"{error.__cause__ or error}"
+            )
+            raise
 
     def _keep_alive(self) -> None:
         # Later than this the others take us for dead anyway.
@@ -270,8 +288,10 @@ class StateHolder(_BackendRendezvousStateHolder):
         self._sleep = sleep
         self._join_since = 0.0
         self._join_until: float | None = None
-        self._beat = SlowBeat(clock)
+        self.beat = SlowBeat(clock)
+        self._say_progress_at = float("-inf")
         self._last_contact: float | None = None
+        self._was_away = False
         self._evict_from = float("-inf")
 
     @contextmanager
@@ -304,6 +324,7 @@ class StateHolder(_BackendRendezvousStateHolder):
             try:
                 has_set: bool | None = super().sync()
             except RendezvousConnectionError as error:
+                self._was_away = True
                 if self._join_until is None or self._clock() >= self._join_until:
                     raise
                 self._speak(f"etcd is away: {error.__cause__ or error}")
@@ -315,14 +336,19 @@ class StateHolder(_BackendRendezvousStateHolder):
     def _sanitize(self) -> None:
         """
         Remove dead nodes, unless etcd was away too short a time ago to tell.
+
+        Whoever comes anew can't know whether it was: it may find old heartbeats of
+        nodes that live, and have not yet been able to send another.
         """
         now = self._clock()
         interval = self._settings.keep_alive_interval.total_seconds()
         attempts = self._settings.keep_alive_max_attempt
         # A shorter gap can't have aged anybody who lives by more than one heartbeat.
         harmless = max(interval * (attempts - 1), interval * 1.5, 2.0)
-        if self._last_contact is not None and now - self._last_contact > harmless:
+        last = self._last_contact
+        if self._was_away or last is None or now - last > harmless:
             self._evict_from = now + interval * attempts
+        self._was_away = False
         self._last_contact = now
         if now < self._evict_from:
             self._dead_nodes: list[Any] = []
@@ -339,12 +365,24 @@ class StateHolder(_BackendRendezvousStateHolder):
         run = self._settings.run_id
         left = max(self._join_until - now, 0.0)
         if trouble:
-            self._beat.warn(f"Waiting to join '{run}', {left:.0f} s left: {trouble}")
+            self.beat.warn(f"Waiting to join '{run}', {left:.0f} s left: {trouble}")
             return
-        self._beat.warn(
+        if now < self._say_progress_at:
+            return
+        self._say_progress_at = now + BEAT_SECONDS
+        self.beat.warn(
             f"Waiting to join '{run}', {left:.0f} s left: "
             f"{describe(self._state, self._settings)}"
         )
+
+
+class _Silence(SlowBeat):
+    """
+    Say nothing.
+    """
+
+    def warn(self, message: str) -> bool:
+        return False
 
 
 def _events_are_discarded() -> bool:

@@ -297,8 +297,7 @@ class Job:
             "rdzv-endpoint": self.endpoint,
             "rdzv-id": self.run_id,
             "rdzv-conf": ",".join(
-                f"{key}={value}"
-                for key, value in {**self.conf, **(conf or {})}.items()
+                f"{key}={value}" for key, value in {**self.conf, **(conf or {})}.items()
             ),
         }
         # The log folder is not used, but torchrun makes one in any case.
@@ -426,9 +425,7 @@ class Job:
         Wait until the workers of a world have made some more steps.
         """
         wanted = self.steps(world) + more
-        self._wait(
-            f"{more} more steps", lambda: self.steps(world) >= wanted, seconds
-        )
+        self._wait(f"{more} more steps", lambda: self.steps(world) >= wanted, seconds)
 
     def check(self) -> None:
         """
@@ -449,8 +446,10 @@ class Job:
             f" master {record['master']} world {record.get('world')}"
             for record in self.records("begun", "joined", "failing", "ended")
         ]
-        for agent in self.agents.values():
-            parts.append(f"--- {agent.name}: exit {agent.returncode}\n{agent.said}")
+        parts += [
+            f"--- {agent.name}: exit {agent.returncode}\n{agent.said}"
+            for agent in self.agents.values()
+        ]
         return "\n".join(parts)
 
     # -- what it is told ------------------------------------------------------------
@@ -475,9 +474,7 @@ class Job:
             Their exit statuses.
         """
         deadline = time.monotonic() + seconds
-        living = {
-            name: agent for name, agent in self.agents.items() if not agent.ended
-        }
+        living = {name: agent for name, agent in self.agents.items() if not agent.ended}
         for agent in living.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 agent.process.wait(max(deadline - time.monotonic(), 0.1))

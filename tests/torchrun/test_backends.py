@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from support import etcds
 from support.torchrun import clean_environment
 

@@ -9,6 +9,7 @@ import time
 from datetime import datetime, timezone
 
 import pytest
+
 from support.state import addresses, read_state
 
 pytestmark = pytest.mark.torch

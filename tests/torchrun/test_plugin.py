@@ -11,9 +11,9 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
-from support.torchrun import clean_environment
 
 from etcd_rendezvous import _plugin
+from support.torchrun import clean_environment
 
 pytestmark = pytest.mark.torch
 
@@ -51,9 +51,9 @@ def test_the_entry_points_have_the_promised_names():
     assert set(ours) == NAMES
     for name, point in ours.items():
         assert point.module == "etcd_rendezvous._plugin"
-        assert point.load() is getattr(
-            _plugin, name.replace("-", "_")
-        ), "an entry point names another's function"
+        assert point.load() is getattr(_plugin, name.replace("-", "_")), (
+            "an entry point names another's function"
+        )
         assert callable(point.load()())
 
 
@@ -122,7 +122,7 @@ def test_without_torch():
 
 def test_no_warning_where_warnings_are_errors():
     """
-    torch answers any trouble of a plug-in with a warning in its log; ours gives none.
+    What torch would say of a plug-in in trouble, as a warning in its log, is not said.
     """
     out, err = python(
         "import torch.distributed.elastic.rendezvous", flags=["-W", "error"]

@@ -436,9 +436,9 @@ def test_reachable_once_is_reachable():
     """
     world = World(A, B)
     with pytest.raises(EtcdConnectionError):
-        world.run(NOT_SENT, REJECTED, NOT_SENT, NOT_SENT)
+        world.run(NOT_SENT, REJECTED, REJECTED, NOT_SENT, NOT_SENT)
 
-    assert ["a", "b", "a", "b"] == world.asked
+    assert ["a", "b", "a", "b", "a"] == world.asked
 
 
 def test_patience():

@@ -79,7 +79,8 @@ class Lease:
                 # grant whose reply was lost be sent again.
                 self._id = 0
                 chosen = random.SystemRandom().getrandbits(62) | 1
-                self._client.grant(self.ttl, chosen, timeout=timeout)
+                left = max(now + timeout - self._clock(), 0.0)
+                self._client.grant(self.ttl, chosen, timeout=left)
                 self._id = chosen
                 self._used.add(chosen)
             self._renewed = now

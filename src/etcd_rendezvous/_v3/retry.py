@@ -134,10 +134,12 @@ def failure_of_exception(error: BaseException) -> Failure:
 
 def cause_of(error: BaseException) -> object:
     """
-    Return what urllib3 wrapped into a ``ProtocolError``, or the error itself.
+    Return what urllib3 wrapped into an error of its own, or the error itself.
     """
     if isinstance(error, urllib3_errors.ProtocolError) and len(error.args) > 1:
         return error.args[1]
+    if isinstance(error, urllib3_errors.SSLError) and error.args:
+        return error.args[0]
     return error
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.client import BadStatusLine
+from http.client import BadStatusLine, RemoteDisconnected
 from typing import Any, Final
 
 import urllib3
@@ -25,6 +25,7 @@ from .._errors import EtcdConnectionError
 from .._failover import Answer, Failover, Trouble
 from .._params import Endpoint, TlsFiles
 from . import retry, wire
+from .scheme import speaks_the_other
 
 __all__ = ["Transport", "trouble_of_exception"]
 
@@ -32,6 +33,9 @@ __all__ = ["Transport", "trouble_of_exception"]
 # server's own words about a time-out arrive before ours.
 _GRACE_SECONDS: Final = 0.25
 _CONNECTIONS_PER_ENDPOINT: Final = 32
+_NO_TLS: Final = (
+    "it does not speak TLS; use protocol=http, or name the port that serves https"
+)
 _TLS_ALERT: Final = "\x15\x03"
 _MATCHED_NO_API: Final = frozenset({5, 12})  # gRPC: not found, unimplemented
 
@@ -66,6 +70,7 @@ class Transport:
         self._tls = tls
         self._connect_timeout = connect_timeout
         self._pools = _Pools()
+        self._spoke: set[Endpoint] = set()
 
     def post(
         self,
@@ -107,7 +112,8 @@ class Transport:
                     timeout=self._timeout(limit, total=limit + _GRACE_SECONDS),
                 )
             except (HTTPError, OSError) as error:
-                return trouble_of_exception(error)
+                return self._trouble(endpoint, error)
+            self._spoke.add(endpoint)
             return _read_reply(response.status, response.data)
 
         return self.failover.run(
@@ -199,7 +205,8 @@ class Transport:
                     timeout=self._timeout(limit, total=limit),
                 )
             except (HTTPError, OSError) as error:
-                return trouble_of_exception(error)
+                return self._trouble(endpoint, error)
+            self._spoke.add(endpoint)
             return response.status, response.data
 
         answer = self.failover.run(
@@ -215,6 +222,20 @@ class Transport:
         if pools.pid == os.getpid():
             for pool in pools.by_endpoint.values():
                 pool.close()
+
+    def _trouble(self, endpoint: Endpoint, error: BaseException) -> Trouble:
+        trouble = trouble_of_exception(error)
+        closed = isinstance(retry.cause_of(error), RemoteDisconnected | ssl.SSLEOFError)
+        if closed and endpoint not in self._spoke and speaks_the_other(endpoint):
+            return Trouble(
+                retry.Failure.FINAL,
+                "it speaks TLS; use protocol=https"
+                if endpoint.scheme == "http"
+                else _NO_TLS,
+                error,
+                not_etcd=True,
+            )
+        return trouble
 
     def _timeout(
         self, connect: float, *, read: float | None = None, total: float | None = None
@@ -277,8 +298,8 @@ def trouble_of_exception(error: BaseException) -> Trouble:
         # What a TLS server says to plain HTTP starts so, unless it is written in Go.
         reason = (
             "it speaks TLS; use protocol=https"
-            if cause.line.startswith(_TLS_ALERT)
-            else f"something answered that does not speak HTTP ({cause.line!r})"
+            if str(cause.args[0]).startswith(_TLS_ALERT)
+            else f"something answered that does not speak HTTP ({cause.args[0]!r})"
         )
         return Trouble(failure, reason, error, not_etcd=True)
     return Trouble(failure, _in_words(error, failure), error)
@@ -308,10 +329,7 @@ def _in_words(error: BaseException, failure: retry.Failure) -> str:
 def _tls_in_words(text: str) -> str:
     lowered = text.lower()
     if "wrong version number" in lowered or "record layer" in lowered:
-        return (
-            "it does not speak TLS; use protocol=http, or name the port that serves "
-            "https"
-        )
+        return _NO_TLS
     if "mismatch, certificate is not valid for" in lowered:
         return (
             "its certificate is for another name; name the endpoint as its certificate "
