@@ -72,7 +72,7 @@ def __getattr__(name: str) -> Any:
     try:
         module = import_module(f".{_HOMES.get(name, '_errors')}", __name__)
     except ModuleNotFoundError as error:
-        if error.name == "torch":
+        if (error.name or "").partition(".")[0] == "torch":
             raise ModuleNotFoundError(
                 f"etcd_rendezvous.{name} needs PyTorch, which is not installed: "
                 "pip install torch.",

@@ -5,9 +5,6 @@ From torch's rendezvous parameters to backend, store and handler.
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import ssl
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +23,7 @@ from ._errors import (
 )
 from ._handler import EtcdRendezvousHandler
 from ._log import SlowBeat, log
-from ._params import Endpoint, Settings, parse_settings
+from ._params import Settings, parse_settings
 from ._store import EtcdStore
 from ._v3.client import EtcdClient
 
@@ -44,8 +41,7 @@ PLUGIN_STARTUP_TIMEOUT: Final = 60
 # With the pause in between, one probe for each line of the beat.
 _PROBE_SECONDS: Final = 9.5
 _PROBE_AGAIN_SECONDS: Final = 0.5
-_FIRST_PROBE_SECONDS: Final = 2.0
-_HELLO_SECONDS: Final = 1.0
+_LEAST_PROBE_SECONDS: Final = 2.0
 
 
 def create_backend(
@@ -204,27 +200,30 @@ def _wait_for_etcd(client: EtcdClient, settings: Settings) -> EtcdProtocolError 
     deadline = started + settings.startup_timeout
     # What connects, but does not answer, has this long although nothing was to be
     # waited for.
-    silent_until = max(deadline, started + _PROBE_SECONDS)
+    patience = min(_PROBE_SECONDS, settings.read_timeout)
+    silent_until = max(deadline, started + patience)
     beat = SlowBeat()
     beat.hold()
-    longest = _FIRST_PROBE_SECONDS
     while True:
         probed = time.monotonic()
-        limit = min(
-            settings.read_timeout,
-            max(min(silent_until - probed, longest), _FIRST_PROBE_SECONDS),
-        )
+        limit = max(min(silent_until - probed, _PROBE_SECONDS), _LEAST_PROBE_SECONDS)
+        limit = min(limit, settings.read_timeout)
         try:
-            client.range(settings.key_prefix, keys_only=True, timeout=limit)
+            _, revision = client.range(
+                settings.key_prefix, keys_only=True, timeout=limit
+            )
+            if not revision:
+                raise EtcdProtocolError(
+                    f"Could not read the key '{settings.key_prefix}' at "
+                    f"{client.last_endpoint}: something answered that is not etcd's v3 "
+                    "API."
+                )
         except EtcdProtocolError as error:
             if error.api_missing:
                 return error
             raise
         except EtcdConnectionError as error:
             silent = time.monotonic() - probed >= limit
-            if silent and longest == _FIRST_PROBE_SECONDS:
-                _refuse_other_protocol(settings)
-            longest = _PROBE_SECONDS
             left = (silent_until if silent else deadline) - time.monotonic()
             if left <= 0:
                 raise _gave_up(error, settings) from error.__cause__
@@ -240,50 +239,6 @@ def _gave_up(error: EtcdConnectionError, settings: Settings) -> EtcdConnectionEr
     return EtcdConnectionError(
         f"{error} It was waited for {settings.startup_timeout} s (startup_timeout)."
     )
-
-
-def _refuse_other_protocol(settings: Settings) -> None:
-    """
-    Raise if every endpoint speaks the other one of HTTP and HTTPS.
-
-    An etcd closes such connections without a word, as one that goes down does.
-    """
-    words = {str(one): _other_protocol(one) for one in settings.endpoints}
-    if all(words.values()):
-        where = ", ".join(words)
-        raise EtcdProtocolError(
-            f"Could not speak with etcd at {where}: {'; '.join(set(words.values()))}."
-        )
-
-
-def _other_protocol(endpoint: Endpoint) -> str:
-    """
-    Return words if an endpoint speaks the other one of HTTP and HTTPS, else none.
-    """
-    address = (endpoint.host, endpoint.port)
-    with (
-        contextlib.suppress(OSError),
-        socket.create_connection(address, _HELLO_SECONDS) as connection,
-    ):
-        if endpoint.scheme == "https":
-            connection.sendall(b"GET /version HTTP/1.0\r\n\r\n")
-            if connection.recv(16).startswith(b"HTTP/"):
-                return (
-                    "it does not speak TLS; use protocol=http, or name the port that "
-                    "serves https"
-                )
-            return ""
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        try:
-            context.wrap_socket(connection).close()
-        except ssl.SSLError as error:
-            # Only who speaks TLS sends an alert, such as for want of a certificate.
-            if "alert" not in str(error).lower():
-                return ""
-        return "it speaks TLS; use protocol=https"
-    return ""
 
 
 def _embedded(params: RendezvousParameters) -> EtcdServer | None:

@@ -21,7 +21,7 @@ import urllib3
 
 import etcd
 
-from ._errors import EtcdConnectionError, EtcdOutcomeUnknownError, EtcdProtocolError
+from ._errors import EtcdConnectionError, EtcdOutcomeUnknownError
 from ._failover import Answer, Failover, Trouble
 from ._kv import Look, Queued, Stored, Swap
 from ._params import Endpoint, Settings
@@ -175,26 +175,22 @@ class V2KeyValue:
         condition: dict[str, Any] = (
             {"prevIndex": expected} if expected else {"prevExist": False}
         )
-        lost: Exception | None = None
-        maybe_earlier = False
 
         def send(sender: etcd.Client) -> etcd.EtcdResult | None:
-            nonlocal lost
             try:
                 return sender.write(key, value.decode("ascii"), ttl, **condition)
             except _LOST_SWAP as error:
-                _require_v2(error)
-                lost = error
+                if not _is_of_v2(error):
+                    raise
                 return None
 
         answer = self._run(send, f"swap the key '{key}'", timeout, writes=True)
-        maybe_earlier = answer.maybe_earlier
         if answer.value is not None:
             index = answer.value.modifiedIndex
             self._saw(index, baseline)
             return Swap(True, Stored(value, index), index)
         current = self.read(key, 0, max(deadline - self._clock(), 0.05))
-        if maybe_earlier:
+        if answer.maybe_earlier:
             # A wiped store counts from the start again.
             wiped = current.store_revision < baseline
             after = 0 if wiped else max(expected, baseline)
@@ -271,8 +267,10 @@ class V2KeyValue:
         goes, so that whoever is quicker loses nothing.
         """
         run_id = self._runs.get(key)
+        if run_id is None:
+            return
         absent = self.read(key, 0, timeout)
-        if run_id is None or absent.stored is not None:
+        if absent.stored is not None:
             return
         try:
             nodes = self._run(
@@ -447,8 +445,9 @@ class V2KeyValue:
             ):
                 raise
             except etcd.EtcdKeyNotFound as error:
-                _require_v2(error)
-                raise
+                if _is_of_v2(error):
+                    raise
+                return _no_v2(error)
             except etcd.EtcdConnectionFailed as error:
                 return trouble_of_exception(error.cause or error)
             except etcd.EtcdException as error:
@@ -466,6 +465,7 @@ class V2KeyValue:
 def _trouble_of_answer(error: etcd.EtcdException) -> Trouble:
     payload = error.payload if isinstance(error.payload, dict) else {}
     text = str(payload.get("cause") or payload.get("message") or error)
+    text = " ".join(text.split())[:200]
     if "HTTP request to an HTTPS server" in text:
         return Trouble(
             retry.Failure.FINAL,
@@ -473,7 +473,10 @@ def _trouble_of_answer(error: etcd.EtcdException) -> Trouble:
             error,
             not_etcd=True,
         )
-    if "errorCode" not in payload and "JSON" in str(error):
+    no_json = "JSON" in str(error) or payload.get("message") == "Bad response"
+    if "errorCode" not in payload and "404 page not found" in text:
+        return _no_v2(error)
+    if "errorCode" not in payload and no_json:
         return Trouble(
             retry.Failure.FINAL,
             f"something answered that is not etcd ({text})",
@@ -483,20 +486,22 @@ def _trouble_of_answer(error: etcd.EtcdException) -> Trouble:
     return Trouble(retry.failure_of_reply(2, text), text, error)
 
 
-def _require_v2(error: Exception) -> None:
+def _is_of_v2(error: etcd.EtcdException) -> bool:
     """
-    Refuse python-etcd's "key not found" where it was a page that was not found.
+    Say whether it is v2's own word; python-etcd's "key not found" may be a page's.
+    """
+    return isinstance(error.payload, dict) and "errorCode" in error.payload
 
-    Raises:
-        EtcdProtocolError: The server does not serve the v2 API.
-    """
-    payload = getattr(error, "payload", None)
-    if isinstance(payload, dict) and "errorCode" in payload:
-        return
-    raise EtcdProtocolError(
-        "The server does not serve etcd's v2 API: etcd up to 3.5 does with "
-        "--enable-v2, later ones no longer do; use the backend etcd-v3."
-    ) from error
+
+def _no_v2(error: etcd.EtcdException) -> Trouble:
+    return Trouble(
+        retry.Failure.FINAL,
+        "it answers, but does not serve etcd's v2 API: etcd up to 3.5 does with "
+        "--enable-v2, later ones no longer do; use the backend etcd-v3",
+        error,
+        not_etcd=True,
+        api_missing=True,
+    )
 
 
 def _index_of(error: Exception) -> int:

@@ -154,6 +154,17 @@ class Agent:
         self.ended = True
         self.process.terminate()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """
+        Stop the agent in its tracks (SIGSTOP), but not its workers, in this context.
+        """
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def kill_node(self) -> list[int]:
         """
         Kill the agent and all its workers at once, as when a machine loses power.

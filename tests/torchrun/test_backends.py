@@ -17,7 +17,7 @@ import pytest
 from support import etcds
 from support.torchrun import clean_environment
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 V3_GATEWAY_OFF = ("--enable-grpc-gateway=false",)
 

@@ -15,7 +15,7 @@ import trustme
 from support.scripted import ScriptedServer, reply
 from support.state import addresses, read_state
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 AT_ONCE = {"startup_timeout": 3000}
 # Nothing listens there, and nobody who is not root can change that.
@@ -169,7 +169,6 @@ def test_an_etcd_that_is_not_there(make_job, endpoint, reason):
     assert time.monotonic() - started > 3
 
 
-@pytest.mark.timeout(240)
 def test_who_waits_for_others_says_so(make_job, own_server):
     """
     Whoever waits for longer than ten seconds says how many are there, how many are
@@ -191,7 +190,6 @@ def test_who_waits_for_others_says_so(make_job, own_server):
 # -- closed -----------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
 def test_a_run_id_that_is_closed(make_job, own_server, run_id):
     """
     Whoever comes after the end of a job is told when the run id is free again.
@@ -207,7 +205,6 @@ def test_a_run_id_that_is_closed(make_job, own_server, run_id):
     assert late.lines("RendezvousClosedError", words), late.said
 
 
-@pytest.mark.timeout(300)
 def test_a_run_id_that_was_used_before(make_job, own_server, run_id):
     """
     With the same run id a later job meets again, and reads nothing of the former.

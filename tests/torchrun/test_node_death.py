@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 # A dead node is noticed after five seconds, and a round of two begins after two.
 CONF = {"last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attempt": 5}
@@ -33,7 +33,6 @@ def one_master_a_world(job):
         assert world.master[0] == job.agents[rank_0].address
 
 
-@pytest.mark.timeout(240)
 def test_the_node_of_rank_0_dies_a_newcomer_comes_a_worker_fails(job):
     """
     In every round all workers have the same MASTER_ADDR and MASTER_PORT, those of that
@@ -64,7 +63,6 @@ def test_the_node_of_rank_0_dies_a_newcomer_comes_a_worker_fails(job):
     one_master_a_world(job)
 
 
-@pytest.mark.timeout(180)
 def test_sigterm_of_one_agent_does_not_close_the_run_for_the_others(job):
     """
     Whoever is told to leave leaves; the other two re-form and go on.

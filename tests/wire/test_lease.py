@@ -17,7 +17,13 @@ import pytest
 from etcd_rendezvous._errors import EtcdConnectionError, EtcdReplyError
 from etcd_rendezvous._v3.client import EtcdClient, LeaseNotFoundError
 from etcd_rendezvous._v3.lease import Lease
-from support.scripted import ScriptedServer, close, json_reply, refused_endpoint
+from support.scripted import (
+    ScriptedServer,
+    close,
+    json_reply,
+    refused_endpoint,
+    truncated,
+)
 
 # A twentieth of it is a minute.
 TTL = 1200
@@ -100,7 +106,7 @@ def test_a_grant_whose_reply_was_lost(make, status):
     """
     "lease already exists" says that the first of two identical grants won.
     """
-    with ScriptedServer([close(), json_reply(EXISTS, status)]) as server:
+    with ScriptedServer([truncated(body={}), json_reply(EXISTS, status)]) as server:
         lease = make(server)
         found = lease.current(10.0)
 

@@ -102,13 +102,17 @@ def nothing_left_open():
 @pytest.fixture
 def connect():
     """
-    A function that makes a client which begins with the first endpoint.
+    A function that makes a client which begins with the first endpoint, as one that
+    answered before unless told otherwise.
     """
     clients = []
 
-    def make(*endpoints, read_timeout=LONG_TIMEOUT, **kwargs):
+    def make(*endpoints, read_timeout=LONG_TIMEOUT, known=True, **kwargs):
         client = EtcdClient(endpoints, read_timeout=read_timeout, **kwargs)
-        client._transport.failover._current = 0
+        failover = client._transport.failover
+        failover._current = 0
+        if known:
+            client._transport._spoke.update(failover.endpoints)
         clients.append(client)
         return client
 
@@ -913,6 +917,83 @@ def test_https_to_http(connect):
             f"Could not read the key 'k' at https://{server.endpoint}: it does not "
             "speak TLS; use protocol=http, or name the port that serves https (1 try"
         ) in str(caught.value)
+
+
+def only_hang_up_on(is_ours, step):
+    """
+    A script that closes the connections of some requests, and answers the others.
+    """
+    return lambda exchange: close() if is_ours(exchange.request) else step
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_https_hangs_up_on_http(connect, authority, size):
+    """
+    A server that speaks TLS and closes without a word, as etcd does, is told by one
+    look, at once; so it is if it closes without reading all of the request.
+    """
+    context = server_side(authority.issue_cert("127.0.0.1"))
+    with ScriptedServer(ssl_context=context) as server:
+        with pytest.raises(EtcdProtocolError) as caught:
+            connect(server.endpoint, known=False).get("k" * size)
+
+        assert ("it speaks TLS; use protocol=https", 1) == said(
+            caught.value, server.endpoint, what=f"read the key '{'k' * size}'"
+        )
+
+
+def test_http_hangs_up_on_https(connect):
+    """
+    So is who does not.
+    """
+    script = only_hang_up_on(lambda request: not request.method, reply(200, "hello"))
+    with ScriptedServer(script) as server:
+        with pytest.raises(EtcdProtocolError) as caught:
+            connect(f"https://{server.endpoint}", known=False).get("k")
+
+        assert (
+            f"Could not read the key 'k' at https://{server.endpoint}: it does not "
+            "speak TLS; use protocol=http, or name the port that serves https (1 try"
+        ) in str(caught.value)
+        assert ["", "/version"] == server.paths
+
+
+def test_a_server_that_goes_down_is_looked_at(connect):
+    """
+    A server that closes before its first answer and does not speak TLS either is
+    going down: the identical bytes are sent again.
+    """
+    with ScriptedServer([close(), close(), GOOD]) as server:
+        answer = write(connect(server.endpoint, known=False))
+
+        first, look, second = server.requests
+        assert first.body == second.body
+        assert ("POST", "", "POST") == (first.method, look.method, second.method)
+    assert answer.maybe_earlier
+
+
+def test_a_server_that_answered_is_not_looked_at(connect):
+    """
+    After its first answer a server that closes gets no such look.
+    """
+    with ScriptedServer([GOOD, close(), GOOD]) as server:
+        client = connect(server.endpoint, known=False)
+        client.get("k")
+
+        assert write(client).maybe_earlier
+        assert ["POST"] * 3 == [request.method for request in server.requests]
+
+
+def test_a_look_keeps_to_the_time_limit(connect):
+    """
+    A server that closes and is silent then is given up when the time is up.
+    """
+    with ScriptedServer([close()], default=silence()) as server:
+        started = time.monotonic()
+        with pytest.raises(EtcdConnectionError):
+            connect(server.endpoint, known=False, read_timeout=0.3).get("k")
+
+        assert time.monotonic() - started < 1.8
 
 
 @pytest.mark.parametrize("protocol", ["http", "HTTP"])

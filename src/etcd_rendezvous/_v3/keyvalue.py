@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import threading
@@ -20,7 +21,7 @@ from .._errors import (
     EtcdReplyError,
 )
 from .._kv import Look, Queued, Stored, Swap
-from . import wire
+from . import retry, wire
 from .client import EtcdClient, LeaseNotFoundError
 from .lease import Lease
 from .turns import TurnQueue
@@ -205,7 +206,7 @@ class V3KeyValue:
             if current.mod_revision <= after:
                 return 0
         what = f"find out what became of a write to '{key.decode()}'"
-        while True:
+        for round_ in itertools.count(1):
             try:
                 return self._search_history(key, value, after, current, what)
             except EtcdConnectionError as error:
@@ -214,11 +215,13 @@ class V3KeyValue:
                         f"Could not {what}: it may or may not have been applied "
                         f"({error})"
                     ) from error
+                time.sleep(retry.pause_seconds(round_))
             except EtcdReplyError as error:
                 raise EtcdOutcomeUnknownError(
                     f"Could not {what}: others have written since, and etcd no longer "
                     f"has the history that would tell ({error.text})."
                 ) from error
+        raise AssertionError("unreachable")
 
     def _search_history(
         self,

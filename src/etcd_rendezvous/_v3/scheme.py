@@ -20,18 +20,17 @@ __all__ = ["speaks_the_other"]
 _LOOK_SECONDS: Final = 2.0
 
 
-def speaks_the_other(endpoint: Endpoint) -> bool:
+def speaks_the_other(endpoint: Endpoint, timeout: float) -> bool:
     """
     Say whether an endpoint speaks TLS where it is named as http, or the reverse.
 
-    Takes two seconds at most, besides name resolution.
-
     Args:
         endpoint: The endpoint.
+        timeout: The most seconds to take, besides two in all and name resolution.
     """
     try:
         with socket.create_connection(
-            (endpoint.host, endpoint.port), timeout=_LOOK_SECONDS
+            (endpoint.host, endpoint.port), timeout=min(timeout, _LOOK_SECONDS)
         ) as connection:
             if endpoint.scheme == "http":
                 return _speaks_tls(connection)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.client import BadStatusLine, RemoteDisconnected
+from http.client import BadStatusLine
 from typing import Any, Final
 
 import urllib3
@@ -112,7 +112,7 @@ class Transport:
                     timeout=self._timeout(limit, total=limit + _GRACE_SECONDS),
                 )
             except (HTTPError, OSError) as error:
-                return self._trouble(endpoint, error)
+                return self._trouble(endpoint, error, limit)
             self._spoke.add(endpoint)
             return _read_reply(response.status, response.data)
 
@@ -205,7 +205,7 @@ class Transport:
                     timeout=self._timeout(limit, total=limit),
                 )
             except (HTTPError, OSError) as error:
-                return self._trouble(endpoint, error)
+                return self._trouble(endpoint, error, limit)
             self._spoke.add(endpoint)
             return response.status, response.data
 
@@ -223,10 +223,16 @@ class Transport:
             for pool in pools.by_endpoint.values():
                 pool.close()
 
-    def _trouble(self, endpoint: Endpoint, error: BaseException) -> Trouble:
+    def _trouble(
+        self, endpoint: Endpoint, error: BaseException, limit: float
+    ) -> Trouble:
         trouble = trouble_of_exception(error)
-        closed = isinstance(retry.cause_of(error), RemoteDisconnected | ssl.SSLEOFError)
-        if closed and endpoint not in self._spoke and speaks_the_other(endpoint):
+        # Closed before all of the request was read, it is a reset.
+        closed = isinstance(
+            retry.cause_of(error),
+            ConnectionResetError | BrokenPipeError | ssl.SSLEOFError,
+        )
+        if closed and endpoint not in self._spoke and speaks_the_other(endpoint, limit):
             return Trouble(
                 retry.Failure.FINAL,
                 "it speaks TLS; use protocol=https"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -419,10 +419,3 @@ def decode_error(data: object) -> tuple[int, str] | None:
     else:
         return None
     return (code if isinstance(code, int) else 2), str(text)
-
-
-def values_of(entries: Sequence[Entry]) -> dict[bytes, bytes]:
-    """
-    Return entries as a mapping of key to value.
-    """
-    return {entry.key: entry.value for entry in entries}
