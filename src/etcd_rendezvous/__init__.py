@@ -21,7 +21,9 @@ if TYPE_CHECKING:
         EtcdProtocolError,
         EtcdReplyError,
         EtcdServerError,
+        EtcdServerTimeoutError,
         EtcdSettingError,
+        PortTakenError,
     )
     from ._factory import create_backend, create_handler
     from ._handler import EtcdRendezvousHandler
@@ -43,9 +45,11 @@ __all__ = [
     "EtcdReplyError",
     "EtcdServer",
     "EtcdServerError",
+    "EtcdServerTimeoutError",
     "EtcdSettingError",
     "EtcdStore",
     "EtcdStoreTimeoutError",
+    "PortTakenError",
     "__version__",
     "create_backend",
     "create_handler",

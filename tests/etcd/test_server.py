@@ -73,12 +73,12 @@ def gone_within(pid, seconds):
 
 
 def port_is_free(port):
-    return _server._bind_error("127.0.0.1", port) is None
+    return _server.bind_error("127.0.0.1", port) is None
 
 
 @contextlib.contextmanager
 def listener():
-    with _server._free_ports(1, ["127.0.0.1"]) as ports:
+    with _server.free_ports(1, ["127.0.0.1"]) as ports:
         yield ports[0]
 
 
@@ -232,7 +232,7 @@ def test_lost_race_for_a_port_is_run_again(newest_etcd_binary, monkeypatch, make
     """
     If a chosen port is taken before etcd binds it, other ports are tried.
     """
-    choose = _server._free_ports
+    choose = _server.free_ports
     with listener() as taken:
         tries = []
 
@@ -242,7 +242,7 @@ def test_lost_race_for_a_port_is_run_again(newest_etcd_binary, monkeypatch, make
                 tries.append(count)
                 yield [taken, *ports[1:]] if len(tries) == 1 else ports
 
-        monkeypatch.setattr(_server, "_free_ports", unlucky)
+        monkeypatch.setattr(_server, "free_ports", unlucky)
         with make(binary=newest_etcd_binary) as started:
             assert str(taken) not in started.get_endpoint()
 
@@ -259,7 +259,7 @@ def test_race_lost_again_and_again_is_an_error(newest_etcd_binary, monkeypatch):
         def unlucky(count, _addresses):
             yield [taken] * count
 
-        monkeypatch.setattr(_server, "_free_ports", unlucky)
+        monkeypatch.setattr(_server, "free_ports", unlucky)
         server = EtcdServer(binary=newest_etcd_binary)
         with pytest.raises(PortTakenError, match=f"Port {taken} is taken"):
             server.start(num_retries=2)

@@ -15,15 +15,44 @@ from etcd_rendezvous import EtcdServer
 pytestmark = pytest.mark.torch
 
 
+@pytest.fixture(scope="module")
+def v3_server_here(newest_etcd_binary):
+    """
+    A server of this module's own.
+    """
+    with EtcdServer(binary=newest_etcd_binary) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def v2_server_here(newest_v2_binary):
+    """
+    Another one, with the v2 API.
+    """
+    with EtcdServer(binary=newest_v2_binary) as server:
+        yield server
+
+
+@pytest.fixture
+def own_v3(serve, v3_server_here):
+    """
+    The v3 API of a server that may be wiped.
+    """
+    if v3_server_here.pid is None:
+        v3_server_here.restart()
+    return serve("v3", v3_server_here)
+
+
 @pytest.fixture(params=["v3", "v2"])
-def own(request, serve, make_server, newest_etcd_binary):
+def own(request, serve, own_v3, v2_server_here):
     """
-    Each API of a server of the test's own.
+    Each API of a server that may be wiped.
     """
-    binary = newest_etcd_binary
-    if request.param == "v2":
-        binary = request.getfixturevalue("newest_v2_binary")
-    return serve(request.param, make_server(binary=binary))
+    if request.param == "v3":
+        return own_v3
+    if v2_server_here.pid is None:
+        v2_server_here.restart()
+    return serve("v2", v2_server_here)
 
 
 @pytest.fixture
@@ -153,12 +182,12 @@ def test_old_token_of_an_equal_number_loses(own, run_id, losses):
     assert len(losses()) == 1
 
 
-def test_old_token_of_an_equal_number_loses_unnoticed(serve, own_server, run_id):
+def test_old_token_of_an_equal_number_loses_unnoticed(own_v3, run_id):
     """
     The same on v3 where the new state had the number before the loss was noticed: a
     token stands for one write, and no other write may be replaced with it.
     """
-    own = serve("v3", own_server)
+    own = own_v3
     backend = own.backend(run_id)
     old = write_often(backend, 10)
     wipe(own.server)
@@ -171,11 +200,11 @@ def test_old_token_of_an_equal_number_loses_unnoticed(serve, own_server, run_id)
     assert own.backend(run_id).get_state()[0] == b"new"
 
 
-def test_state_of_an_equal_number_is_read_unnoticed(serve, own_server, run_id):
+def test_state_of_an_equal_number_is_read_unnoticed(own_v3, run_id):
     """
     And it is the new state that is read, not the one known from before.
     """
-    own = serve("v3", own_server)
+    own = own_v3
     backend = own.backend(run_id)
     old = write_often(backend, 10)
     wipe(own.server)

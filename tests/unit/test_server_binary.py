@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from etcd_rendezvous import _server
+from etcd_rendezvous import _etcd_binary, _ports, _process
 from etcd_rendezvous._errors import EtcdError, EtcdServerError
 from etcd_rendezvous._server import (
     EtcdCluster,
@@ -54,7 +54,7 @@ def bare_machine(monkeypatch, tmp_path):
     monkeypatch.delenv(VARIABLE, raising=False)
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(_server, "_packaged_binary", lambda: None)
+    monkeypatch.setattr(_etcd_binary, "_packaged_binary", lambda: None)
 
 
 @pytest.fixture
@@ -317,7 +317,7 @@ def test_settings_of_etcd_in_the_environment_are_not_for_our_server(monkeypatch)
     monkeypatch.setenv("ETCD_UNSUPPORTED_ARCH", "arm64")
     monkeypatch.setenv("ETCDCTL_API", "3")
 
-    environment = _server._environment()
+    environment = _process.environment()
 
     assert "ETCD_NAME" not in environment
     assert {"ETCD_UNSUPPORTED_ARCH", "ETCDCTL_API"} <= environment.keys()
@@ -327,9 +327,9 @@ def test_free_ports_differ_and_are_not_for_outgoing_connections():
     """
     Ports are distinct, held while they are chosen, and outside the kernel's range.
     """
-    ranges = _server._port_ranges()
-    with _server._free_ports(20, ["127.0.0.1"]) as ports:
-        held = [_server._bind_error("127.0.0.1", port) for port in ports]
+    ranges = _ports._port_ranges()
+    with _ports.free_ports(20, ["127.0.0.1"]) as ports:
+        held = [_ports.bind_error("127.0.0.1", port) for port in ports]
 
     assert len(set(ports)) == 20
     assert all(held)
@@ -344,11 +344,11 @@ def test_localhost_is_listened_on_wherever_clients_look(monkeypatch):
     def resolve(*_args, **_kwargs):
         return [(10, 1, 6, "", ("::1", 0, 0, 0)), (2, 1, 6, "", ("127.0.0.1", 0))]
 
-    monkeypatch.setattr(_server.socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(_server, "_bind_error", lambda *_: None)
-    both = _server._listen_addresses("localhost")
-    monkeypatch.setattr(_server, "_bind_error", lambda *_: OSError())
-    without_ipv6 = _server._listen_addresses("localhost")
+    monkeypatch.setattr(_ports.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(_ports, "bind_error", lambda *_: None)
+    both = _ports.listen_addresses("localhost")
+    monkeypatch.setattr(_ports, "bind_error", lambda *_: OSError())
+    without_ipv6 = _ports.listen_addresses("localhost")
 
     assert both == ["127.0.0.1", "::1"]
     assert without_ipv6 == ["127.0.0.1"]
