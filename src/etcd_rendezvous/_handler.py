@@ -211,7 +211,10 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         # A heartbeat that waits for etcd holds the lock.
         if not self._heartbeat_lock.acquire(timeout=POLL_SECONDS):
             self._poll_again_at = time.monotonic() + POLL_AGAIN_SECONDS
-            self._say_away(f"a heartbeat has waited for it for {POLL_SECONDS:g} s.")
+            self._say_away(
+                f"a heartbeat has waited for {POLL_SECONDS:g} s for an answer from "
+                f"{self._where()}."
+            )
             return self._last_waiting
         try:
             left = POLL_SECONDS - (time.monotonic() - started)
@@ -224,6 +227,12 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         finally:
             self._heartbeat_lock.release()
         return self._last_waiting
+
+    def _where(self) -> str:
+        client = getattr(self._store, "client", None)
+        # Ours, or python-etcd's.
+        where = getattr(client, "last_endpoint", getattr(client, "base_uri", "etcd"))
+        return str(where)
 
     def _say_away(self, reason: str) -> None:
         self._beat.warn(
