@@ -66,6 +66,7 @@ class _Known:
     """
 
     state: bytes
+    raw: bytes
     revision: int
 
 
@@ -235,6 +236,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
                 return *current, False
             left = deadline - time.monotonic()
             self._kv.wait_turn(self._key, swap.queued, left)
+            # What is known is old by now: no use in asking whether it changed.
+            self._known = None
             found = self._read(max(deadline - time.monotonic(), 0.0))
             return (*found, False) if found else None
 
@@ -316,12 +319,17 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
     def _remember(self, stored: Stored) -> tuple[bytes, Any]:
         known = self._known
-        if known is None or known.revision != stored.revision:
+        if known is None or (known.revision, known.raw) != (
+            stored.revision,
+            stored.value,
+        ):
+            if known is not None and known.revision == stored.revision:
+                self._note_wipe(self._store_revision)
             try:
                 state = b64decode(stored.value, validate=True)
             except binascii.Error as error:
                 raise RendezvousStateError(STATE_CORRUPT) from error
-            known = self._known = _Known(state, stored.revision)
+            known = self._known = _Known(state, stored.value, stored.revision)
         return known.state, _Token(known.revision, self._life)
 
     def _note_revision(self, revision: int, before: int) -> None:
@@ -333,10 +341,20 @@ class EtcdRendezvousBackend(RendezvousBackend):
             before: The newest one known before the request was sent. (Replies to
                 several threads may overtake each other.)
         """
-        with self._lock:
-            if revision >= before:
+        if revision >= before:
+            with self._lock:
                 self._store_revision = max(self._store_revision, revision)
-                return
+        else:
+            self._note_wipe(revision)
+
+    def _note_wipe(self, revision: int) -> None:
+        """
+        Forget what was known: from now on every older token is a lost swap.
+
+        Args:
+            revision: The revision of the store as it is now.
+        """
+        with self._lock:
             self._store_revision = revision
             self._known = None
             self._life += 1

@@ -564,7 +564,6 @@ def test_won_set_state_costs_what_a_request_costs(newest_v3, run_id):
     assert len(ours) == len(others)
     assert ours in body.decode()
     template = json.loads(body.decode().replace(ours, others))
-    template["compare"][0]["mod_revision"] = "0"
     current = token
 
     def swap():
@@ -573,8 +572,9 @@ def test_won_set_state_costs_what_a_request_costs(newest_v3, run_id):
         return won
 
     with bare_pool(newest_v3) as pool:
-        prepared = wire.encode(template)
-        reply = None
+        first = {"success": template["success"]}
+        reply = send(pool, "/v3/kv/txn", wire.encode(first))
+        prepared = b""
 
         def bare():
             nonlocal reply
@@ -583,11 +583,10 @@ def test_won_set_state_costs_what_a_request_costs(newest_v3, run_id):
 
         def between():
             nonlocal prepared
-            if reply is not None:
-                answer = json.loads(reply.data)
-                assert answer["succeeded"] is True
-                template["compare"][0]["mod_revision"] = answer["header"]["revision"]
-                prepared = wire.encode(template)
+            answer = json.loads(reply.data)
+            assert answer["succeeded"] is True
+            template["compare"][0]["mod_revision"] = answer["header"]["revision"]
+            prepared = wire.encode(template)
 
         ratio, told = compared(swap, bare, between)
 

@@ -955,7 +955,7 @@ def test_http_hangs_up_on_https(connect):
             f"Could not read the key 'k' at https://{server.endpoint}: it does not "
             "speak TLS; use protocol=http, or name the port that serves https (1 try"
         ) in str(caught.value)
-        assert ["", "/version"] == server.paths
+        assert ["", "", "/version"] == server.paths
 
 
 def test_a_server_that_goes_down_is_looked_at(connect):

@@ -116,6 +116,13 @@ class EtcdClient:
         return failover.last_good or failover.current
 
     @property
+    def connections_made(self) -> int:
+        """
+        How many connections this process has made, streams apart; it never falls.
+        """
+        return self._transport.connections_made
+
+    @property
     def read_timeout(self) -> float:
         """
         The seconds for one operation, all its attempts together.
@@ -265,6 +272,7 @@ class EtcdClient:
         *,
         what: str = "run a transaction",
         timeout: float | None = None,
+        writes: bool = True,
     ) -> wire.TxnReply:
         """
         Run a transaction.
@@ -275,6 +283,7 @@ class EtcdClient:
             failure: The operations otherwise.
             what: The transaction in words, for errors.
             timeout: The most seconds to take; None for ``read_timeout``.
+            writes: Whether it changes anything.
 
         Returns:
             What it did; ``maybe_earlier`` tells that an identical attempt may have
@@ -283,7 +292,9 @@ class EtcdClient:
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
-        reply = self._call(wire.TXN, wire.txn(compare, success, failure), what, timeout)
+        reply = self._call(
+            wire.TXN, wire.txn(compare, success, failure), what, timeout, writes=writes
+        )
         return wire.decode_txn(reply.value, reply.maybe_earlier)
 
     # -- leases -------------------------------------------------------------------

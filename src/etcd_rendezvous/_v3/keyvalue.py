@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from .._errors import (
@@ -37,6 +38,36 @@ _HISTORY_SECONDS: Final = 2.0
 _LEASE_TRIES: Final = 3
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """
+    What tells a write of a key from every other.
+
+    The revision alone does, until etcd is wiped and counts from the start again;
+    leases are random numbers, and one writer's each.
+
+    Attributes:
+        revision: The revision of the write.
+        lease: The lease that the key hangs on.
+        version: How often the key was written since it was created, 0 if unknown.
+        connections: How many connections had been made when it was seen last.
+    """
+
+    revision: int
+    lease: int
+    version: int
+    connections: int
+
+    def comparisons(self, key: bytes) -> list[wire.Json]:
+        """
+        Return the comparisons that hold as long as nobody has written again.
+        """
+        return [
+            wire.compare_mod(key, self.revision),
+            wire.compare_lease(key, self.lease),
+        ]
 
 
 def encode_run_id(run_id: str) -> str:
@@ -71,7 +102,7 @@ class V3KeyValue:
         # was written here.
         self._leases: dict[int, Lease] = {}
         self._queues: dict[bytes, TurnQueue] = {}
-        self._versions: dict[bytes, tuple[int, int]] = {}
+        self._marks: dict[bytes, _Mark] = {}
         self._seen_revision = 0
         self._adds = 0
         self._own_slot()
@@ -98,17 +129,47 @@ class V3KeyValue:
         See ``KeyValue``.
         """
         raw = key.encode()
+        deadline = self._clock() + timeout
         baseline = self._seen_revision
-        found, revision = self._client.range(
-            raw, min_mod_revision=known + 1 if known else 0, timeout=timeout
-        )
+        mark = self._mark(raw, known)
+        if mark is not None:
+            found, revision = self._client.range(
+                raw, min_mod_revision=known + 1, timeout=timeout
+            )
+            self._saw(revision, baseline)
+            if found.count and not found.entries:
+                if revision >= known and self._is_unchanged(raw, mark, deadline):
+                    return Look(None, True, revision)
+                found, revision = self._client.range(
+                    raw, timeout=max(deadline - self._clock(), 0.0)
+                )
+        else:
+            found, revision = self._client.range(raw, timeout=timeout)
         self._saw(revision, baseline)
-        if found.entries:
-            entry = found.entries[0]
-            return Look(self._noted(entry), False, revision)
-        # Something that is there and is not newer: unchanged, or an etcd that was
-        # wiped and counts from the start again. The caller compares revisions.
-        return Look(None, found.count > 0, revision)
+        stored = self._noted(found.entries[0]) if found.entries else None
+        return Look(stored, False, revision)
+
+    def _is_unchanged(self, key: bytes, mark: _Mark, deadline: float) -> bool:
+        """
+        Say whether a key that is not newer than a mark is what was marked.
+
+        An etcd that was wiped, and has counted up to the mark again, answers as if
+        nothing had changed. But it was started anew, so that there was a new
+        connection since; then it is asked more closely.
+        """
+        if mark.connections == self._client.connections_made:
+            return True
+        connections = self._client.connections_made
+        reply = self._client.txn(
+            mark.comparisons(key),
+            [],
+            what=f"read the key '{key.decode()}'",
+            timeout=max(deadline - self._clock(), 0.0),
+            writes=False,
+        )
+        if reply.succeeded:
+            self._marks[key] = replace(mark, connections=connections)
+        return reply.succeeded
 
     def swap(
         self, key: str, value: bytes, expected: int, ttl: int, timeout: float
@@ -138,9 +199,13 @@ class V3KeyValue:
         queue = self._queue(raw)
         if reply.succeeded:
             queue.won()
-            _, version = self._versions.get(raw, (0, 0))
-            known_version = version + 1 if expected and version else 0
-            self._versions[raw] = (reply.revision, known_version)
+            mark = self._mark(raw, expected)
+            self._marks[raw] = _Mark(
+                reply.revision,
+                lease_id,
+                mark.version + 1 if mark and mark.version else 0,
+                self._client.connections_made,
+            )
             return Swap(True, Stored(value, reply.revision), reply.revision)
         queued = queue.lost(lease_id, reply)
         current = reply.ranges[0].entries[0] if reply.ranges[0].entries else None
@@ -163,7 +228,7 @@ class V3KeyValue:
         self, key: bytes, value: bytes, expected: int, lease_id: int, deadline: float
     ) -> wire.TxnReply:
         queue = self._queue(key)
-        revision, version = self._versions.get(key, (0, 0))
+        mark = self._mark(key, expected)
         # A state that begins anew counts its rounds from 0 again: what the store
         # holds of earlier ones must not be read in these.
         fresh = [
@@ -172,11 +237,11 @@ class V3KeyValue:
             if not expected
         ]
         return self._client.txn(
-            [wire.compare_mod(key, expected)],
+            mark.comparisons(key) if mark else [wire.compare_mod(key, expected)],
             [
                 wire.op_put(wire.put_message(key, value, lease_id)),
                 *fresh,
-                *queue.winning_ops(lease_id, version if revision == expected else 0),
+                *queue.winning_ops(lease_id, mark.version if mark else 0),
             ],
             [wire.op_range(wire.range_message(key)), *queue.losing_ops(lease_id)],
             what=f"swap the key '{key.decode()}'",
@@ -252,8 +317,20 @@ class V3KeyValue:
         )
 
     def _noted(self, entry: wire.Entry) -> Stored:
-        self._versions[entry.key] = (entry.mod_revision, entry.version)
+        self._marks[entry.key] = _Mark(
+            entry.mod_revision,
+            entry.lease,
+            entry.version,
+            self._client.connections_made,
+        )
         return Stored(entry.value, entry.mod_revision)
+
+    def _mark(self, key: bytes, revision: int) -> _Mark | None:
+        """
+        Return what is known of a key at a revision.
+        """
+        mark = self._marks.get(key)
+        return mark if mark is not None and mark.revision == revision else None
 
     def _saw(self, revision: int, baseline: int) -> None:
         """

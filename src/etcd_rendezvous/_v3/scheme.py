@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """
-Find out whether an endpoint speaks TLS or plain HTTP.
+Find out why an endpoint closes the connection before it has ever answered.
 
-etcd says nothing to whoever comes with the wrong one: it closes the connection, as
-a server does that is going down. So before the first answer of an endpoint a closed
-connection is worth one look with the other one.
+etcd says nothing to whoever comes with http for https, or the reverse: it closes the
+connection, as a server does that is going down. And that it refuses a certificate is
+often lost, since under TLS 1.3 its alert comes after the handshake, and a reset may
+overtake it. So before the first answer of an endpoint a closed connection is worth
+one look that sends nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import socket
 import ssl
 from typing import Final
 
-from .._params import Endpoint
+from .._params import Endpoint, TlsFiles
 
-__all__ = ["speaks_the_other"]
+__all__ = ["alert_of", "speaks_the_other"]
 
 _LOOK_SECONDS: Final = 2.0
+_ALERT_SECONDS: Final = 0.5
 
 
 def speaks_the_other(endpoint: Endpoint, timeout: float) -> bool:
@@ -39,13 +42,45 @@ def speaks_the_other(endpoint: Endpoint, timeout: float) -> bool:
         return False
 
 
-def _speaks_tls(connection: socket.socket) -> bool:
+def alert_of(endpoint: Endpoint, tls: TlsFiles, timeout: float) -> ssl.SSLError | None:
+    """
+    Return the alert that a TLS endpoint answers a handshake with, if any.
+
+    Args:
+        endpoint: The endpoint.
+        tls: The certificate to show; whether the server's is trusted is not asked.
+        timeout: The most seconds to take, besides two in all and name resolution.
+    """
+    context = _any_server()
+    try:
+        if tls.cert:
+            context.load_cert_chain(tls.cert, tls.key)
+        with (
+            socket.create_connection(
+                (endpoint.host, endpoint.port), timeout=min(timeout, _LOOK_SECONDS)
+            ) as connection,
+            context.wrap_socket(connection, server_hostname=endpoint.host) as wrapped,
+        ):
+            wrapped.settimeout(min(timeout, _ALERT_SECONDS))
+            wrapped.recv(1)
+    except ssl.SSLError as error:
+        return error if "ALERT" in (error.reason or "") else None
+    except OSError:
+        return None
+    return None
+
+
+def _any_server() -> ssl.SSLContext:
     # Nothing is sent that is worth protecting: who the server is does not matter.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _speaks_tls(connection: socket.socket) -> bool:
     try:
-        with context.wrap_socket(connection):
+        with _any_server().wrap_socket(connection):
             return True
     except ssl.SSLEOFError:
         return False

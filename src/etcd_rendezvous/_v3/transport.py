@@ -25,7 +25,7 @@ from .._errors import EtcdConnectionError
 from .._failover import Answer, Failover, Trouble
 from .._params import Endpoint, TlsFiles
 from . import retry, wire
-from .scheme import speaks_the_other
+from .scheme import alert_of, speaks_the_other
 
 __all__ = ["Transport", "trouble_of_exception"]
 
@@ -35,6 +35,13 @@ _GRACE_SECONDS: Final = 0.25
 _CONNECTIONS_PER_ENDPOINT: Final = 32
 _NO_TLS: Final = (
     "it does not speak TLS; use protocol=http, or name the port that serves https"
+)
+_CERTIFICATE_ALERTS: Final = (
+    "certificate required",
+    "bad certificate",
+    "alert unknown ca",
+    "certificate unknown",
+    "certificate expired",
 )
 _TLS_ALERT: Final = "\x15\x03"
 _MATCHED_NO_API: Final = frozenset({5, 12})  # gRPC: not found, unimplemented
@@ -49,6 +56,29 @@ class _Pools:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.by_endpoint: dict[Endpoint, urllib3.HTTPConnectionPool] = {}
+
+
+class _Connections:
+    """
+    A count of the connections made. urllib3's own misses those that it makes again.
+    """
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def counted(self, pool: urllib3.HTTPConnectionPool) -> urllib3.HTTPConnectionPool:
+        """
+        Let a pool's connections be counted.
+        """
+        count, kind = self, pool.ConnectionCls
+
+        class Counted(kind):  # type: ignore[misc, valid-type]
+            def connect(self) -> None:
+                super().connect()
+                count.made += 1
+
+        pool.ConnectionCls = Counted
+        return pool
 
 
 class Transport:
@@ -71,6 +101,7 @@ class Transport:
         self._connect_timeout = connect_timeout
         self._pools = _Pools()
         self._spoke: set[Endpoint] = set()
+        self._connections = _Connections()
 
     def post(
         self,
@@ -214,6 +245,13 @@ class Transport:
         )
         return answer.endpoint, *answer.value
 
+    @property
+    def connections_made(self) -> int:
+        """
+        How many connections this process has made, streams apart; it never falls.
+        """
+        return self._connections.made
+
     def close(self) -> None:
         """
         Close all idle connections. The transport can still be used.
@@ -232,7 +270,14 @@ class Transport:
             retry.cause_of(error),
             ConnectionResetError | BrokenPipeError | ssl.SSLEOFError,
         )
-        if closed and endpoint not in self._spoke and speaks_the_other(endpoint, limit):
+        if not closed or endpoint in self._spoke:
+            return trouble
+        alert = None
+        if endpoint.scheme == "https":
+            alert = alert_of(endpoint, self._tls, limit)
+        if alert is not None:
+            return Trouble(retry.Failure.TLS, _tls_in_words(str(alert)), error)
+        if speaks_the_other(endpoint, limit):
             return Trouble(
                 retry.Failure.FINAL,
                 "it speaks TLS; use protocol=https"
@@ -260,7 +305,9 @@ class Transport:
             with pools.lock:
                 pool = pools.by_endpoint.get(endpoint)
                 if pool is None:
-                    pool = self._new_pool(endpoint, size=_CONNECTIONS_PER_ENDPOINT)
+                    pool = self._connections.counted(
+                        self._new_pool(endpoint, size=_CONNECTIONS_PER_ENDPOINT)
+                    )
                     pools.by_endpoint[endpoint] = pool
         return pool
 
@@ -346,7 +393,7 @@ def _tls_in_words(text: str) -> str:
             "its certificate is not trusted; name the authority that signed it with "
             f"ca_cert ({text})"
         )
-    if "certificate required" in lowered or "bad certificate" in lowered:
+    if any(alert in lowered for alert in _CERTIFICATE_ALERTS):
         return (
             "it wants another client certificate; name it with ssl_cert and "
             "ssl_cert_key"

@@ -274,6 +274,22 @@ def compare_mod(key: bytes, mod_revision: int) -> Json:
     }
 
 
+def compare_lease(key: bytes, lease: int) -> Json:
+    """
+    Return the comparison that a key hangs on a lease.
+
+    Args:
+        key: The key.
+        lease: The lease, 0 for none.
+    """
+    return {
+        "key": _b64(key),
+        "target": "LEASE",
+        "result": "EQUAL",
+        "lease": str(lease),
+    }
+
+
 def txn(
     compare: Iterable[Json], success: Iterable[Json], failure: Iterable[Json]
 ) -> Json:
