@@ -129,6 +129,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._warned_of_wipe = False
         self._local = threading.local()
         self._failures = SlowBeat()
+        self._reports = True
         self._own_locks()
 
     def __repr__(self) -> str:
@@ -285,6 +286,14 @@ class EtcdRendezvousBackend(RendezvousBackend):
         finally:
             lock.release()
 
+    def leave_reports_to_caller(self) -> None:
+        """
+        Log no failures: the caller reports them, with what they mean for the job.
+
+        Ours; the handler calls it.
+        """
+        self._reports = False
+
     def _time_left(self) -> float:
         deadline: float | None = getattr(self._local, "deadline", None)
         if deadline is None:
@@ -373,5 +382,6 @@ class EtcdRendezvousBackend(RendezvousBackend):
         try:
             yield
         except EtcdError as error:
-            self._failures.warn(f"{operation} failed: {error}")
+            if self._reports:
+                self._failures.warn(f"{operation} failed: {error}")
             raise RendezvousConnectionError(CONNECTION_FAILED) from error

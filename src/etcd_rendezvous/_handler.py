@@ -100,7 +100,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         self._poll_again_at = float("-inf")
         # One voice for one trouble: what the backend would say of its failures is said
         # here, with what it means for the job.
-        backend._failures = _Silence()  # noqa: SLF001
+        backend.leave_reports_to_caller()
         self._beat = self._holder.beat
 
     @classmethod
@@ -383,15 +383,6 @@ class StateHolder(_BackendRendezvousStateHolder):
             f"Waiting to join '{run}', {left:.0f} s left: "
             f"{describe(self._state, self._settings)}"
         )
-
-
-class _Silence(SlowBeat):
-    """
-    Say nothing.
-    """
-
-    def warn(self, message: str) -> bool:
-        return False
 
 
 def _events_are_discarded() -> bool:

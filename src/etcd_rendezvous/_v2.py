@@ -14,6 +14,7 @@ import contextlib
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -91,6 +92,15 @@ class _Sender(etcd.Client):
         """
         Leave the connections alone: they are shared.
         """
+
+
+@dataclass(frozen=True)
+class _Said:
+    """
+    What v2 said of keys and watches: an answer, though python-etcd raises it.
+    """
+
+    error: etcd.EtcdException
 
 
 class V2KeyValue:
@@ -435,31 +445,33 @@ class V2KeyValue:
             etcd.EtcdException: What v2 says about keys and watches.
         """
 
-        def attempt(endpoint: Endpoint, limit: float) -> _T | Trouble:
+        def attempt(endpoint: Endpoint, limit: float) -> _T | _Said | Trouble:
             try:
                 return operation(self._sender(endpoint, limit))
             except (
                 etcd.EtcdWatchTimedOut,
                 etcd.EtcdEventIndexCleared,
                 etcd.EtcdCompareFailed,
-            ):
-                raise
+            ) as error:
+                return _Said(error)
             except etcd.EtcdKeyNotFound as error:
-                if _is_of_v2(error):
-                    raise
-                return _no_v2(error)
+                return _Said(error) if _is_of_v2(error) else _no_v2(error)
             except etcd.EtcdConnectionFailed as error:
                 return trouble_of_exception(error.cause or error)
             except etcd.EtcdException as error:
                 return _trouble_of_answer(error)
 
-        return self._failover.run(
+        answer = self._failover.run(
             attempt,
             what=what,
             timeout=timeout,
             writes=writes,
             patient=self._patient,
         )
+        value: Any = answer.value
+        if isinstance(value, _Said):
+            raise value.error
+        return Answer(value, answer.endpoint, answer.maybe_earlier)
 
 
 def _trouble_of_answer(error: etcd.EtcdException) -> Trouble:
