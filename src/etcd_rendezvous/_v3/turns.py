@@ -118,24 +118,34 @@ class TurnQueue:
         """
         ticket = self._ticket_of(lease)
         mine, others = reply.ranges[-2].entries[0], reply.ranges[-1].entries
-        if ticket == self._ticket and mine.create_revision != self._since:
-            # The old ticket was deleted meanwhile, as one that did not answer.
-            try:
-                reply = self._client.txn(
-                    [],
-                    [wire.op_range(self._newest(1, mine.create_revision - 1))],
-                    what="find one's place in the queue of swaps",
-                    timeout=STALL_SECONDS,
-                )
-                others = reply.ranges[0].entries
-            except EtcdError:
-                others = []  # no order then
+        replaced = ticket == self._ticket and mine.create_revision != self._since
         self._ticket = ticket
         self._lease = lease
         self._since = mine.create_revision
+        if replaced:
+            # The old ticket was deleted meanwhile, as one that did not answer.
+            try:
+                return self._place()
+            except EtcdError:
+                return None  # no order then
         for entry in others:
             if entry.key != ticket:
                 return Queued(entry.key, reply.revision)
+        return None
+
+    def _place(self) -> Queued | None:
+        """
+        Ask for the place behind the newest ticket before one's own.
+        """
+        reply = self._client.txn(
+            [],
+            [wire.op_range(self._newest(1, self._since - 1))],
+            what="find one's place in the queue of swaps",
+            timeout=STALL_SECONDS,
+            writes=False,
+        )
+        for entry in reply.ranges[0].entries:
+            return Queued(entry.key, reply.revision)
         return None
 
     def _newest(self, limit: int, created_until: int = 0) -> wire.Json:
@@ -244,15 +254,4 @@ class TurnQueue:
                 what="clear the queue of swaps",
                 timeout=STALL_SECONDS,
             )
-        before, revision = self._client.range(
-            self._prefix,
-            self._end,
-            keys_only=True,
-            newest_first=True,
-            limit=1,
-            max_create_revision=self._since - 1,
-            timeout=STALL_SECONDS,
-        )
-        for entry in before.entries:
-            return Queued(entry.key, revision)
-        return None
+        return self._place()
