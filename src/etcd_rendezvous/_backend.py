@@ -128,7 +128,6 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._life = 0
         self._warned_of_wipe = False
         self._local = threading.local()
-        self._failures = SlowBeat()
         self._reports = True
         self._own_locks()
 
@@ -167,11 +166,13 @@ class EtcdRendezvousBackend(RendezvousBackend):
             seconds: The most seconds for all calls in the block together. Without
                 this each call has the client's ``read_timeout``.
         """
-        self._local.deadline = time.monotonic() + seconds
+        outer: float | None = getattr(self._local, "deadline", None)
+        deadline = time.monotonic() + seconds
+        self._local.deadline = deadline if outer is None else min(deadline, outer)
         try:
             yield
         finally:
-            del self._local.deadline
+            self._local.deadline = outer
 
     def get_state(self) -> tuple[bytes, Any] | None:
         """
@@ -261,6 +262,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._swap_lock = threading.Lock()
+        self._failures = SlowBeat()
 
     @contextmanager
     def _swapping(self, deadline: float) -> Iterator[None]:
@@ -273,8 +275,6 @@ class EtcdRendezvousBackend(RendezvousBackend):
         Raises:
             EtcdConnectionError: Other threads took all the time.
         """
-        if self._pid != os.getpid():
-            self._own_locks()
         lock = self._swap_lock
         if not lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
             raise EtcdConnectionError(
@@ -379,6 +379,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
     @contextmanager
     def _translated(self, operation: str) -> Iterator[None]:
+        if self._pid != os.getpid():
+            self._own_locks()
         try:
             yield
         except EtcdError as error:

@@ -132,8 +132,10 @@ class Failover:
         while True:
             endpoint = self.endpoints[index % len(self.endpoints)]
             left = max(deadline - self._clock(), 0.05)
+            # However short the time, every endpoint is to have a share of it.
+            share = left / max(len(self.endpoints) - tries, 1)
             tries += 1
-            result = attempt(endpoint, retry.attempt_seconds(slow, left))
+            result = attempt(endpoint, retry.attempt_seconds(slow, share))
             if not isinstance(result, Trouble):
                 self._current = index % len(self.endpoints)
                 self.last_good = endpoint
@@ -156,6 +158,8 @@ class Failover:
                     # A refusal of etcd's is an answer, too.
                     self._current = index % len(self.endpoints)
                     self.last_good = endpoint
+                else:
+                    self._current = (index + 1) % len(self.endpoints)
                 raise self.error(
                     result, endpoint, what, tries, started, maybe_earlier
                 ) from result.cause

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistStoreError, Store
+from torch.distributed import DistNetworkError, DistStoreError, Store
 from torch.distributed.elastic.events import get_logging_handler
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     create_handler as create_torch_handler,
 )
 
-from ._backend import EtcdRendezvousBackend
+from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
 from ._log import BEAT_SECONDS, SlowBeat, log
 
 __all__ = ["EtcdRendezvousHandler"]
@@ -152,6 +152,13 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
                 while True:
                     try:
                         return super().next_rendezvous()
+                    except DistNetworkError as error:
+                        if time.monotonic() >= deadline:
+                            raise RendezvousConnectionError(
+                                CONNECTION_FAILED
+                            ) from error
+                        self._say_away(str(error))
+                        time.sleep(_RETRY_SECONDS)
                     except DistStoreError:
                         if time.monotonic() >= deadline:
                             raise
@@ -331,7 +338,8 @@ class StateHolder(_BackendRendezvousStateHolder):
             if self._dirty:
                 self._backend.say_closed(self._state.closed)
             try:
-                has_set: bool | None = super().sync()
+                with self._within_join():
+                    has_set: bool | None = super().sync()
             except RendezvousConnectionError as error:
                 self._was_away = True
                 if self._join_until is None or self._clock() >= self._join_until:
@@ -341,6 +349,14 @@ class StateHolder(_BackendRendezvousStateHolder):
             else:
                 self._speak("")
                 return has_set
+
+    @contextmanager
+    def _within_join(self) -> Iterator[None]:
+        if self._join_until is None:
+            yield
+        else:
+            with self._backend.time_limit(max(self._join_until - self._clock(), 0.1)):
+                yield
 
     def _sanitize(self) -> None:
         """
@@ -359,7 +375,8 @@ class StateHolder(_BackendRendezvousStateHolder):
             self._evict_from = now + interval * attempts
         self._was_away = False
         self._last_contact = now
-        if now < self._evict_from:
+        # Whoever is evicted from a round that still forms adds itself again.
+        if now < self._evict_from and self._state.complete:
             self._dead_nodes: list[Any] = []
             return
         super()._sanitize()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import os
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
@@ -125,9 +126,7 @@ class V2KeyValue:
         self._client = client
         self._patient = patient
         self._clock = clock
-        settings = dict(client.http.connection_pool_kw)
-        settings.update(retries=False, maxsize=_CONNECTIONS)
-        self._http = urllib3.PoolManager(**settings)
+        self._own_connections()
         uris = [client.base_uri, *client._machines_cache]  # noqa: SLF001
         self._failover = Failover([_endpoint(uri) for uri in dict.fromkeys(uris)])
         self._index = 0
@@ -180,7 +179,8 @@ class V2KeyValue:
         """
         deadline = self._clock() + timeout
         if not expected:
-            self._forget_earlier_rounds(key, timeout)
+            self._forget_earlier_rounds(key, deadline)
+        timeout = max(deadline - self._clock(), 0.05)
         baseline = self._index
         condition: dict[str, Any] = (
             {"prevIndex": expected} if expected else {"prevExist": False}
@@ -237,14 +237,21 @@ class V2KeyValue:
                 return 0
             if current.value == value:
                 return current.revision
-        limit = min(deadline, self._clock() + _HISTORY_SECONDS)
+        # Where there is a state, history has something to tell, though late.
+        limit = self._clock() + _HISTORY_SECONDS if current is None else deadline
+        limit = min(deadline, limit)
         try:
             first = self._first_event(key, after + 1, limit)
             # A state that begins anew may come after the end of the old one.
             while begins and first.action in _ENDS:
                 first = self._first_event(key, first.modifiedIndex + 1, limit)
-        except etcd.EtcdWatchTimedOut:
-            return 0
+        except etcd.EtcdWatchTimedOut as error:
+            if current is None:
+                return 0
+            raise EtcdOutcomeUnknownError(
+                f"Could not find out what became of a write to '{key}': it may or may "
+                "not have been applied, and etcd did not tell in time."
+            ) from error
         except etcd.EtcdEventIndexCleared as error:
             raise EtcdOutcomeUnknownError(
                 f"Could not find out what became of a write to '{key}': others have "
@@ -268,7 +275,7 @@ class V2KeyValue:
         if index < baseline or index > self._index:
             self._index = index
 
-    def _forget_earlier_rounds(self, key: str, timeout: float) -> None:
+    def _forget_earlier_rounds(self, key: str, deadline: float) -> None:
         """
         Delete what the store holds of a run whose state is gone.
 
@@ -279,14 +286,14 @@ class V2KeyValue:
         run_id = self._runs.get(key)
         if run_id is None:
             return
-        absent = self.read(key, 0, timeout)
+        absent = self.read(key, 0, self._left(deadline))
         if absent.stored is not None:
             return
         try:
             nodes = self._run(
                 lambda sender: sender.read(STORE_PATH, quorum=True),
                 f"list the keys in '{STORE_PATH}'",
-                timeout,
+                self._left(deadline),
             ).value.children
         except etcd.EtcdKeyNotFound:
             return
@@ -294,7 +301,10 @@ class V2KeyValue:
         for node in nodes:
             old = not node.dir and node.modifiedIndex <= absent.store_revision
             if old and _name(node.key).startswith(rounds):
-                self._delete_unchanged(node, timeout)
+                self._delete_unchanged(node, self._left(deadline))
+
+    def _left(self, deadline: float) -> float:
+        return max(deadline - self._clock(), 0.05)
 
     def _delete_unchanged(self, node: etcd.EtcdResult, timeout: float) -> None:
         with contextlib.suppress(etcd.EtcdKeyNotFound, etcd.EtcdCompareFailed):
@@ -427,7 +437,16 @@ class V2KeyValue:
     # -- requests ---------------------------------------------------------------------
 
     def _sender(self, endpoint: Endpoint, timeout: float) -> _Sender:
+        if self._pid != os.getpid():
+            # The parent's connections stay the parent's.
+            self._own_connections()
         return _Sender(self._client, self._http, str(endpoint), timeout)
+
+    def _own_connections(self) -> None:
+        settings = dict(self._client.http.connection_pool_kw)
+        settings.update(retries=False, maxsize=_CONNECTIONS)
+        self._http = urllib3.PoolManager(**settings)
+        self._pid = os.getpid()
 
     def _run(
         self,

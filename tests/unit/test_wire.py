@@ -343,15 +343,20 @@ def test_a_full_range():
     assert 12 == wire.header_revision(reply)
 
 
-@pytest.mark.parametrize("text", ['{"header":{}}', "{}", '{"header":null}'])
-def test_an_empty_range(text):
+def test_an_empty_range():
     """
     Fields that are absent are empty or zero.
     """
-    reply = json.loads(text)
+    assert wire.RangeReply([], 0) == wire.decode_range({"header": {"revision": "2"}})
 
-    assert wire.RangeReply([], 0) == wire.decode_range(reply)
-    assert 0 == wire.header_revision(reply)
+
+@pytest.mark.parametrize("reply", [{}, {"header": {}}, {"header": None}, {"header": 1}])
+def test_a_reply_without_a_revision(reply):
+    """
+    A reply without the store's revision is not etcd's.
+    """
+    with pytest.raises((KeyError, TypeError)):
+        wire.header_revision(reply)
 
 
 def test_an_unchanged_range():
@@ -422,9 +427,11 @@ def test_a_lost_txn():
 
 def test_an_empty_txn():
     """
-    A transaction's reply may lack everything.
+    A transaction's reply may lack everything but its header.
     """
-    assert wire.TxnReply(False, 0, [], False) == wire.decode_txn({})
+    reply = {"header": {"revision": "9"}}
+
+    assert wire.TxnReply(False, 9, [], False) == wire.decode_txn(reply)
 
 
 def test_a_created_watch():

@@ -624,7 +624,7 @@ def test_a_connection_that_the_server_closed(connect):
     """
     A connection closed while idle is replaced: nothing is sent twice.
     """
-    goodbye = json_reply({"header": {}}, headers={"X": "y"})
+    goodbye = json_reply({"header": {"revision": "7"}}, headers={"X": "y"})
     with ScriptedServer([lambda x: x.run(goodbye) or x.close(), GOOD]) as server:
         client = connect(server.endpoint)
         client.get("k")
@@ -642,7 +642,9 @@ def echo(exchange):
     Answer a range with its own key as the value.
     """
     key = exchange.request.json["key"]
-    return json_reply({"kvs": [{"key": key, "value": key}], "count": "1"})
+    return json_reply(
+        {"header": {"revision": "7"}, "kvs": [{"key": key, "value": key}], "count": "1"}
+    )
 
 
 def test_threads(connect):
@@ -1075,7 +1077,26 @@ def test_values_are_bytes(connect):
     A value of any bytes arrives as it is.
     """
     value = bytes(range(256))
-    answer = json_reply({"kvs": [{"value": b64encode(value).decode()}], "count": "1"})
+    found = {"value": b64encode(value).decode()}
+    answer = json_reply({"header": {"revision": "7"}, "kvs": [found], "count": "1"})
     with ScriptedServer([answer]) as server:
         assert value == connect(server.endpoint).get(b"\xff\x00")
         assert b"\xff\x00" == b64decode(server.requests[0].json["key"])
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"status": "ok"}, {"header": "x"}, {"header": {"revision": "x"}}]
+)
+def test_json_of_somebody_else(connect, body):
+    """
+    A JSON object that is not etcd's is refused as such, by reads and by swaps.
+    """
+    with ScriptedServer(default=json_reply(body)) as server:
+        client = connect(server.endpoint)
+        for call in (
+            lambda: client.get("k"),
+            lambda: client.put("k", "v"),
+            lambda: client.txn([], []),
+        ):
+            with pytest.raises(EtcdProtocolError, match="not etcd's v3 API"):
+                call()

@@ -249,7 +249,9 @@ def test_a_connection_of_its_own(connect):
     def script(exchange):
         if exchange.request.path == "/v3/watch":
             return chunks(CREATED, A, then=silence())
-        return json_reply({"kvs": [{"value": "dg=="}], "count": "1"})
+        return json_reply(
+            {"header": {"revision": "7"}, "kvs": [{"value": "dg=="}], "count": "1"}
+        )
 
     with ScriptedServer(script) as server:
         client = connect(server.endpoint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -182,7 +182,8 @@ class EtcdClient:
             timeout,
             writes=False,
         )
-        return wire.decode_range(reply.value), wire.header_revision(reply.value)
+        with _etcds_own(reply.endpoint):
+            return wire.decode_range(reply.value), wire.header_revision(reply.value)
 
     def get(self, key: bytes | str, *, timeout: float | None = None) -> bytes | None:
         """
@@ -231,7 +232,8 @@ class EtcdClient:
             f"write the key {_shown(raw)}",
             timeout,
         )
-        return wire.header_revision(reply.value)
+        with _etcds_own(reply.endpoint):
+            return wire.header_revision(reply.value)
 
     def delete(
         self,
@@ -295,7 +297,8 @@ class EtcdClient:
         reply = self._call(
             wire.TXN, wire.txn(compare, success, failure), what, timeout, writes=writes
         )
-        return wire.decode_txn(reply.value, reply.maybe_earlier)
+        with _etcds_own(reply.endpoint):
+            return wire.decode_txn(reply.value, reply.maybe_earlier)
 
     # -- leases -------------------------------------------------------------------
 
@@ -451,6 +454,22 @@ _KINDS: dict[str, type[EtcdReplyError]] = {
     wire.LEASE_NOT_FOUND: LeaseNotFoundError,
     wire.LEASE_EXISTS: _LeaseExistsError,
 }
+
+
+@contextlib.contextmanager
+def _etcds_own(endpoint: Endpoint) -> Iterator[None]:
+    """
+    Refuse a reply that is JSON, but not etcd's.
+
+    Raises:
+        EtcdProtocolError: It isn't.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise EtcdProtocolError(
+            f"Something answered at {endpoint} that is not etcd's v3 API."
+        ) from error
 
 
 def _raw(text: bytes | str) -> bytes:

@@ -214,6 +214,7 @@ class V3KeyValue:
             after = 0 if reply.revision < baseline else max(expected, baseline)
             won_at = self._resolve(raw, value, after, current, deadline)
             if won_at:
+                queue.give_back()
                 return Swap(True, Stored(value, won_at), reply.revision)
         stored = self._noted(current) if current is not None else None
         return Swap(False, stored, reply.revision, queued)
@@ -424,7 +425,13 @@ class V3KeyValue:
         current: wire.Entry | None = None
         if self._slot_owner != os.getpid():
             self._own_slot()
-        with self._add_lock:
+        lock = self._add_lock
+        if not lock.acquire(timeout=timeout):
+            raise EtcdConnectionError(
+                f"Could not {shown}: another thread's add has no answer yet "
+                f"({timeout:.1f} s)."
+            )
+        try:
             slot = f"{directory.rstrip('/')}.slots/{self._slot_id}".encode()
             self._adds += 1
             while True:
@@ -444,6 +451,8 @@ class V3KeyValue:
                         f"Could not {shown}: others changed it all the time for "
                         f"{timeout:.1f} s."
                     )
+        finally:
+            lock.release()
 
     def _send_sum(
         self,
@@ -496,6 +505,7 @@ class V3KeyValue:
         wanted = list(dict.fromkeys(names))
         limit = min(max(timeout, 1.0), self.read_timeout)
         found = self._present(directory, wanted, limit)
+        failures = 0
         while len(found) < len(wanted):
             left = deadline - self._clock()
             if left <= 0:
@@ -503,10 +513,13 @@ class V3KeyValue:
             missing = [name for name in wanted if name not in found]
             try:
                 self._wait_some(directory, missing, found, deadline)
+                failures = 0
             except EtcdError as error:
                 if not isinstance(error, (EtcdConnectionError, EtcdReplyError)):
                     raise
                 # The stream broke: read again, which raises what is really wrong.
+                failures += 1
+                time.sleep(min(retry.pause_seconds(failures), max(left, 0.0)))
                 limit = min(max(deadline - self._clock(), 1.0), self.read_timeout)
                 found.update(self._present(directory, missing, limit))
         return found

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from .._errors import EtcdConnectionError
+
 if TYPE_CHECKING:
     from .client import EtcdClient
 
@@ -68,13 +70,20 @@ class Lease:
             self._pid = os.getpid()
             self._id = 0
             self._used = set()
-        with self._lock:
-            if self._id and (
-                self._clock() - self._renewed < self.ttl / _RENEWALS_PER_TTL
-            ):
+        if self._is_fresh():
+            return self._id
+        now = self._clock()
+        lock = self._lock
+        if not lock.acquire(timeout=timeout):
+            raise EtcdConnectionError(
+                "Could not renew a lease: another thread's attempt has no answer yet "
+                f"({timeout:.1f} s)."
+            )
+        try:
+            if self._is_fresh():
                 return self._id
-            now = self._clock()
-            if not (self._id and self._client.keep_alive(self._id, timeout=timeout)):
+            left = max(now + timeout - self._clock(), 0.0)
+            if not (self._id and self._client.keep_alive(self._id, timeout=left)):
                 # 62 random bits, below etcd's 63: an identifier of our own lets a
                 # grant whose reply was lost be sent again.
                 self._id = 0
@@ -85,14 +94,19 @@ class Lease:
                 self._used.add(chosen)
             self._renewed = now
             return self._id
+        finally:
+            lock.release()
+
+    def _is_fresh(self) -> bool:
+        age = self._clock() - self._renewed
+        return self._id != 0 and age < self.ttl / _RENEWALS_PER_TTL
 
     def forget(self, lease_id: int) -> None:
         """
         Take note that the server no longer knows a lease.
         """
-        with self._lock:
-            if self._id == lease_id:
-                self._id = 0
+        if self._id == lease_id:
+            self._id = 0
 
     def is_ours(self, lease_id: int) -> bool:
         """

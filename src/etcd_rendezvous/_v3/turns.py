@@ -8,15 +8,17 @@ branch of the lost swap itself, and waits until its predecessor's ticket is gone
 the winner deletes its own in the winning transaction.
 
 Tickets are order only; the swap stays the guarantee. A node that dies while it
-waits leaves its ticket behind. Every fourth write of the state therefore touches
-one more key, the pulse, which everyone who waits sees. Where neither the pulse nor
-the predecessor's ticket moves for ``STALL_SECONDS``, everyone who waits writes its
-ticket again; ``ANSWER_SECONDS`` later the tickets that were not written again are
-those of the dead, and all of them are deleted at once, however many they are.
+waits leaves its ticket behind. About every fourth swap that is won from the queue
+therefore touches one more key, the pulse, which everyone who waits sees. Where
+neither the pulse nor the predecessor's ticket moves for ``STALL_SECONDS``, everyone
+who waits writes its ticket again; ``ANSWER_SECONDS`` later the tickets that were not
+written again are those of the dead, and all of them are deleted at once, however
+many they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -74,9 +76,9 @@ class TurnQueue:
             lease: The caller's lease.
             version: The version of the key that is replaced, 0 if unknown.
         """
-        ops = []
-        if self._ticket is not None:
-            ops.append(wire.op_delete(wire.delete_message(self._ticket)))
+        if self._ticket is None:
+            return []
+        ops = [wire.op_delete(wire.delete_message(self._ticket))]
         if version and (version + 1) % _WRITES_PER_PULSE == 0:
             ops.append(wire.op_put(wire.put_message(self._pulse, b"", lease)))
         return ops
@@ -104,6 +106,17 @@ class TurnQueue:
         """
         self._ticket = None
         self._since = 0
+
+    def give_back(self) -> None:
+        """
+        Delete the ticket of a swap that turned out to have been won after all.
+        """
+        ticket = self._ticket
+        self.won()
+        if ticket is not None:
+            # If that fails, the others find out that nobody answers to it.
+            with contextlib.suppress(EtcdError):
+                self._client.delete(ticket, timeout=STALL_SECONDS)
 
     def lost(self, lease: int, reply: wire.TxnReply) -> Queued | None:
         """

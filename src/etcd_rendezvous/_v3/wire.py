@@ -340,10 +340,12 @@ def watch_create(
 
 def header_revision(reply: Mapping[str, Any]) -> int:
     """
-    Return the store's revision that a reply was made at.
+    Return the store's revision that a reply was made at; etcd's is never 0.
+
+    Raises:
+        KeyError, TypeError, ValueError: The reply is not etcd's.
     """
-    header = reply.get("header") or {}
-    return int(header.get("revision", 0))
+    return int(reply["header"]["revision"])
 
 
 def _decode_entry(raw: Mapping[str, Any]) -> Entry:
@@ -394,7 +396,7 @@ def decode_watch(message: Mapping[str, Any]) -> WatchMessage:
         created=bool(result.get("created", False)),
         canceled=bool(result.get("canceled", False)),
         compact_revision=int(result.get("compact_revision", 0)),
-        revision=header_revision(result),
+        revision=int((result.get("header") or {}).get("revision", 0)),
         events=[
             Event(
                 deleted=raw.get("type") == "DELETE",
