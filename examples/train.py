@@ -28,9 +28,9 @@ BATCH = 64  # Of the whole world, whatever its size.
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small model on the CPU.")
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--save-every", type=int, default=20)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds a step")
+    parser.add_argument("--pause", type=float, default=0.1, help="seconds a step")
     options = parser.parse_args()
 
     # torchrun has put ranks, world size and the master's address into the

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from torch.distributed import DistNetworkError, DistStoreError, Store
@@ -423,7 +423,7 @@ def describe(state: Any, settings: RendezvousSettings) -> str:
     Returns:
         Words such as "2 joined (a, b), 3 to 4 needed".
     """
-    names = sorted({node.addr for node in state.participants})
+    names = sorted(node.addr for node in state.participants)
     shown = ", ".join(names[:_MOST_NAMES])
     if len(names) > _MOST_NAMES:
         shown += f" and {len(names) - _MOST_NAMES} more"
@@ -435,5 +435,11 @@ def describe(state: Any, settings: RendezvousSettings) -> str:
         return (
             f"round {state.round} is running with {joined}; this node joins the next "
             "round, which begins when the running one ends or makes room"
+        )
+    if state.deadline is not None and len(names) >= settings.min_nodes:
+        left = (state.deadline - datetime.now(timezone.utc)).total_seconds()
+        return (
+            f"{joined}, enough for round {state.round}, which begins in "
+            f"{max(left, 0):.0f} s, or as soon as there are {settings.max_nodes}"
         )
     return f"{joined}, {needed} needed for round {state.round}"

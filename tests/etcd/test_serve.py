@@ -99,7 +99,7 @@ def test_serves_until_it_is_asked_to_end(start_serve, tmp_path, number):
     """
     serve = start_serve("--port", "0")
     endpoint = serve.read_until(
-        r"^  torchrun --nnodes=2 --rdzv-backend=etcd-v3 "
+        r"^  torchrun --nnodes=2:4 --max-restarts=10 --rdzv-backend=etcd-v3 "
         r"--rdzv-endpoint=(127\.0\.0\.1:\d+) --rdzv-id=JOB train\.py$"
     )[1]
     assert etcd_answers(endpoint)
@@ -247,3 +247,19 @@ def test_serve_does_not_import_the_demo(tmp_path):
 
     assert "demo" in listed.stdout
     assert (listed.returncode, helped.returncode) == (0, 0)
+
+
+def test_two_signals_at_once(start_serve):
+    """
+    Ctrl-C and SIGTERM at the same time end it as one does.
+    """
+    for _ in range(3):
+        serve = start_serve("--port", "0")
+        serve.read_until(r"^Ctrl-C stops it\.$")
+        serve.process.send_signal(signal.SIGINT)
+        serve.process.send_signal(signal.SIGTERM)
+        said = serve.rest()
+
+        assert serve.process.returncode == 0
+        assert said.endswith("etcd is stopped.\n")
+        assert "Traceback" not in said

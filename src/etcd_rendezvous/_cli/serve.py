@@ -28,11 +28,19 @@ class _Asked(BaseException):
     """
 
 
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    """
+    Take a signal, and do nothing.
+
+    One that is ignored while it is under way is told as an error by Python.
+    """
+
+
 def _ask(number: int, _frame: FrameType | None) -> None:
     # A second signal must not interrupt the stopping.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+            signal.signal(getattr(signal, name), _nothing)
     raise _Asked(number)
 
 
@@ -123,9 +131,11 @@ def serve(host: str, port: int, data_dir: Path | None, binary: Path | None) -> N
                 msg = f"{exc} Choose another with --port (0: a free one)."
                 raise click.ClickException(msg) from exc
             _announce(server, host, data_dir)
-            status = server.wait()
+            # In slices: a signal that another thread takes does not wake this one.
+            while (status := server.wait(0.5)) is None:
+                pass
             end = f"exit status {status}"
-            if status is not None and status < 0:
+            if status < 0:
                 end = f"signal {-status}"
             msg = f"etcd ended by itself ({end})."
             raise click.ClickException(msg)
@@ -149,7 +159,8 @@ def _announce(server: EtcdServer, host: str, data_dir: Path | None) -> None:
     out.print()
     words = [
         "torchrun",
-        "--nnodes=2",
+        "--nnodes=2:4",
+        "--max-restarts=10",
         "--rdzv-backend=etcd-v3",
         f"--rdzv-endpoint={endpoint}",
         "--rdzv-id=JOB",

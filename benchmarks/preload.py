@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+What every process of a benchmark needs, imported once.
+"""
+
+import torch.distributed.elastic.rendezvous.c10d_rendezvous_backend
+import torch.distributed.elastic.rendezvous.etcd_rendezvous_backend
+import torch.distributed.elastic.rendezvous.registry  # noqa: F401
+
+import etcd_rendezvous._factory  # noqa: F401
