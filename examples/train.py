@@ -49,7 +49,11 @@ def main() -> None:
         model.module.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         done = saved["step"]
-    if rank == 0:
+    if rank == 0 and done >= options.steps:
+        print(
+            f"trained to step {done} before; delete {options.checkpoint} to start over"
+        )
+    elif rank == 0:
         print(f"world of {world}, from step {done + 1} to {options.steps}", flush=True)
 
     for step in range(done + 1, options.steps + 1):
