@@ -209,15 +209,7 @@ def _wait_for_etcd(client: EtcdClient, settings: Settings) -> EtcdProtocolError 
         limit = max(min(silent_until - probed, _PROBE_SECONDS), _LEAST_PROBE_SECONDS)
         limit = min(limit, settings.read_timeout)
         try:
-            _, revision = client.range(
-                settings.key_prefix, keys_only=True, timeout=limit
-            )
-            if not revision:
-                raise EtcdProtocolError(
-                    f"Could not read the key '{settings.key_prefix}' at "
-                    f"{client.last_endpoint}: something answered that is not etcd's v3 "
-                    "API."
-                )
+            client.range(settings.key_prefix, keys_only=True, timeout=limit)
         except EtcdProtocolError as error:
             if error.api_missing:
                 return error

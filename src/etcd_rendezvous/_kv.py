@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ._errors import EtcdSettingError
 
-__all__ = ["KeyValue", "Look", "Queued", "Stored", "Swap", "key_value"]
+__all__ = ["KeyValue", "Look", "Queued", "Stored", "Swap", "key_value", "number_in"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,26 @@ class KeyValue(Protocol):
 
         After the time limit the answer lacks the names that are missing.
         """
+
+
+def number_in(value: bytes, name: bytes) -> int:
+    """
+    Return the decimal number that a counter holds.
+
+    Args:
+        value: The stored value.
+        name: The counter's name, for the error.
+
+    Raises:
+        ValueError: It is not a number.
+    """
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(
+            f"The value of the key '{name.decode(errors='replace')}' is not a number; "
+            "add() needs a decimal one."
+        ) from None
 
 
 def key_value(client: object, *, patient: bool = False) -> KeyValue:

@@ -25,7 +25,7 @@ import etcd
 
 from ._errors import EtcdConnectionError, EtcdOutcomeUnknownError
 from ._failover import Answer, Failover, Trouble
-from ._kv import Look, Queued, Stored, Swap
+from ._kv import Look, Queued, Stored, Swap, number_in
 from ._params import Endpoint, Settings
 from ._v3 import retry
 from ._v3.transport import trouble_of_exception
@@ -180,7 +180,7 @@ class V2KeyValue:
         deadline = self._clock() + timeout
         if not expected:
             self._forget_earlier_rounds(key, deadline)
-        timeout = max(deadline - self._clock(), 0.05)
+        timeout = self._left(deadline)
         baseline = self._index
         condition: dict[str, Any] = (
             {"prevIndex": expected} if expected else {"prevExist": False}
@@ -199,7 +199,7 @@ class V2KeyValue:
             index = answer.value.modifiedIndex
             self._saw(index, baseline)
             return Swap(True, Stored(value, index), index)
-        current = self.read(key, 0, max(deadline - self._clock(), 0.05))
+        current = self.read(key, 0, self._left(deadline))
         if answer.maybe_earlier:
             # A wiped store counts from the start again.
             wiped = current.store_revision < baseline
@@ -327,7 +327,7 @@ class V2KeyValue:
         values: list[bytes | None] = []
         for name in names:
             try:
-                node = self._get(directory, name, max(deadline - self._clock(), 0.05))
+                node = self._get(directory, name, self._left(deadline))
             except etcd.EtcdKeyNotFound:
                 values.append(None)
             else:
@@ -346,7 +346,7 @@ class V2KeyValue:
         """
         deadline = self._clock() + timeout
         for name, value in items:
-            left = max(deadline - self._clock(), 0.05)
+            left = self._left(deadline)
             self._put(_path(directory, name), b64encode(value).decode(), ttl, left)
 
     def _put(self, key: str, text: str, ttl: int, timeout: float) -> None:
@@ -369,7 +369,7 @@ class V2KeyValue:
         deadline = self._clock() + timeout
         key = _path(directory, name)
         while True:
-            left = max(deadline - self._clock(), 0.05)
+            left = self._left(deadline)
             baseline = self._index
             try:
                 node = self._get(directory, name, left)
@@ -379,7 +379,7 @@ class V2KeyValue:
             else:
                 self._saw(node.etcd_index, baseline)
                 expected = node.modifiedIndex
-                total = _number(b64decode(node.value or ""), name) + amount
+                total = number_in(b64decode(node.value or ""), name) + amount
             swap = self.swap(key, b64encode(str(total).encode()), expected, ttl, left)
             if swap.won:
                 return total
@@ -562,16 +562,6 @@ def _name(path: str) -> bytes:
         return b64decode(path.rsplit("/", 1)[-1].replace("_", "/"), validate=True)
     except binascii.Error:
         return b""
-
-
-def _number(value: bytes, name: bytes) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(
-            f"The value of the key '{name.decode(errors='replace')}' is not a number; "
-            "add() needs a decimal one."
-        ) from None
 
 
 def _endpoint(uri: str) -> Endpoint:

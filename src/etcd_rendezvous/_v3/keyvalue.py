@@ -21,7 +21,7 @@ from .._errors import (
     EtcdOutcomeUnknownError,
     EtcdReplyError,
 )
-from .._kv import Look, Queued, Stored, Swap
+from .._kv import Look, Queued, Stored, Swap, number_in
 from . import retry, wire
 from .client import EtcdClient, LeaseNotFoundError
 from .lease import Lease
@@ -435,7 +435,7 @@ class V3KeyValue:
             slot = f"{directory.rstrip('/')}.slots/{self._slot_id}".encode()
             self._adds += 1
             while True:
-                total = (_number(current.value, name) if current else 0) + amount
+                total = (number_in(current.value, name) if current else 0) + amount
                 note = f"{self._adds}:{total}".encode()
                 reply = self._send_sum(
                     key, current, total, slot, note, shown, ttl, deadline
@@ -597,16 +597,6 @@ class V3KeyValue:
 
 def _key(directory: str, name: bytes) -> bytes:
     return directory.encode() + name
-
-
-def _number(value: bytes, name: bytes) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(
-            f"The value of the key '{name.decode(errors='replace')}' is not a number; "
-            "add() needs a decimal one."
-        ) from None
 
 
 def _batches(
