@@ -23,8 +23,9 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     RendezvousBackend,
 )
 
-from ._errors import EtcdConnectionError, EtcdError
-from ._kv import KeyValue, Stored, key_value
+from ._errors import EtcdError
+from ._kv import StateKey, Stored, state_key
+from ._locks import held
 from ._log import SlowBeat, log
 from ._params import DEFAULT_CLOSED_TTL, DEFAULT_STATE_TTL
 from ._state import is_closed
@@ -118,7 +119,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         if not run_id:
             raise ValueError("The run id must be a non-empty string.")
         self._client = client
-        self._kv: KeyValue = key_value(client)
+        self._kv: StateKey = state_key(client)
         self._key = self._kv.state_key(key_prefix, run_id)
         self._ttl = ttl if ttl and ttl > 0 else self._DEFAULT_TTL
         self._closed_ttl = closed_ttl
@@ -220,7 +221,10 @@ class EtcdRendezvousBackend(RendezvousBackend):
                 return (*found, False) if found else None
             deadline = time.monotonic() + self._time_left()
             ttl = self._closed_ttl if self._says_closed else self._ttl
-            with self._swapping(deadline):
+            left = deadline - time.monotonic()
+            # One thread at a time: if its reply is lost, a swap of ours is known by
+            # its bytes and its lease, and threads may write the same bytes.
+            with held(self._swap_lock, left, f"swap the key '{self._key}'"):
                 timeout = max(deadline - time.monotonic(), 0.0)
                 before = self._store_revision
                 swap = self._kv.swap(
@@ -263,28 +267,6 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._lock = threading.Lock()
         self._swap_lock = threading.Lock()
         self._failures = SlowBeat()
-
-    @contextmanager
-    def _swapping(self, deadline: float) -> Iterator[None]:
-        """
-        Let one thread swap at a time.
-
-        If its reply is lost, a swap of ours is known by its bytes and its lease;
-        threads may write the same bytes.
-
-        Raises:
-            EtcdConnectionError: Other threads took all the time.
-        """
-        lock = self._swap_lock
-        if not lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
-            raise EtcdConnectionError(
-                f"Could not swap the key '{self._key}': another thread's swap has no "
-                "answer yet."
-            )
-        try:
-            yield
-        finally:
-            lock.release()
 
     def leave_reports_to_caller(self) -> None:
         """

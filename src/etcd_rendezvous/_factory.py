@@ -136,11 +136,12 @@ def _create(
         name=TORCH_NAME if params.backend == TORCH_NAME else None,
     )
     if api == "v2":
-        from ._v2 import STORE_PATH  # python-etcd is needed for v2 only
+        from ._v2.requests import STORE_PATH  # python-etcd is needed for v2 only
 
-        store = EtcdStore(client, STORE_PATH)
+        prefix = STORE_PATH
     else:
-        store = EtcdStore(client, f"{backend.key}/store")
+        prefix = f"{backend.key}/store"
+    store = EtcdStore(client, prefix, ttl=settings.store_ttl)
     log.info(
         "The rendezvous '%s' (%s) speaks etcd's %s API at %s, with %s.",
         params.run_id,
@@ -172,7 +173,7 @@ def _choose(name: str, settings: Settings) -> tuple[Any, str]:
     if name in AUTO_NAMES and no_v3 is None:
         return client, "v3"
     if client.serves_v2(timeout=settings.read_timeout):
-        from ._v2 import make_client
+        from ._v2.requests import make_client
 
         return make_client(settings, client.last_endpoint), "v2"
     if no_v3 is not None:

@@ -5,7 +5,6 @@ The loop that obeys the retry table: attempts, endpoints and one deadline.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ class Failover:
         self.last_good: Endpoint | None = None
         self._clock = clock
         self._sleep = sleep
-        self._current = random.randrange(len(self.endpoints))
+        self._current = retry.RANDOM.randrange(len(self.endpoints))
 
     @property
     def current(self) -> Endpoint:

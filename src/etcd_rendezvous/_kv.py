@@ -5,13 +5,28 @@ What backend and store need from etcd, whichever API it speaks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from ._errors import EtcdSettingError
+from ._params import DEFAULT_STORE_TTL, DEFAULT_STORE_TTL_V2
 
-__all__ = ["KeyValue", "Look", "Queued", "Stored", "Swap", "key_value", "number_in"]
+if TYPE_CHECKING:
+    from ._v3.client import EtcdClient
+
+__all__ = [
+    "Look",
+    "Queued",
+    "StateKey",
+    "StoreKeys",
+    "Stored",
+    "Swap",
+    "number_in",
+    "state_key",
+    "store_keys",
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class Look:
 @dataclass(frozen=True)
 class Queued:
     """
-    A place in the order of those who lost a swap; see ``KeyValue.wait_turn``.
+    A place in the order of those who lost a swap; see ``StateKey.wait_turn``.
 
     Attributes:
         behind: The ticket that is waited for.
@@ -77,9 +92,9 @@ class Swap:
     queued: Queued | None = None
 
 
-class KeyValue(Protocol):
+class StateKey(Protocol):
     """
-    The operations of one backend, or one store, on etcd.
+    What a backend needs of etcd: one key, swapped.
 
     All time arguments are in seconds, and bound an operation with all its
     attempts. Every operation raises ``EtcdError`` and nothing else.
@@ -140,41 +155,109 @@ class KeyValue(Protocol):
         This is order only: the swap stays the guarantee. It raises nothing.
         """
 
-    def get_many(
-        self, directory: str, names: Sequence[bytes], timeout: float
-    ) -> list[bytes | None]:
+
+class StoreKeys(Protocol):
+    """
+    What a store needs of etcd: names with values, and queues, in one directory.
+
+    All time arguments are in seconds, and bound an operation with all its
+    attempts. Every operation raises ``EtcdError``, besides what it documents. An
+    etcd that can't be reached is waited for until the time is up, as while it
+    restarts.
+    """
+
+    @property
+    def read_timeout(self) -> float:
         """
-        Read the values of names in a directory; None for those that are absent.
+        The most seconds that an operation should be given that waits for no key.
         """
 
-    def put_many(
+    def get_many(self, names: Sequence[bytes], timeout: float) -> list[bytes | None]:
+        """
+        Read the values of names; None for those that are absent.
+        """
+
+    def put_many(self, items: Sequence[tuple[bytes, bytes]], timeout: float) -> None:
+        """
+        Write names. Of equal ones the last wins.
+        """
+
+    def change(
         self,
-        directory: str,
-        items: Sequence[tuple[bytes, bytes]],
-        ttl: int,
+        name: bytes,
+        decide: Callable[[bytes | None], bytes | None],
         timeout: float,
-    ) -> None:
+    ) -> bytes | None:
         """
-        Write names in a directory.
+        Change one name, depending on its value; exactly once.
+
+        Args:
+            name: The name.
+            decide: From the current value, None for none, to the wanted one, None to
+                delete. It is called again whenever somebody else was quicker, and
+                whatever it raises is passed on. Where both are equal nothing is
+                written.
+            timeout: The time limit.
+
+        Returns:
+            The value that the decision was made on.
+
+        Raises:
+            EtcdOutcomeUnknownError: Nobody can tell any more whether it was
+                applied.
         """
 
-    def add(
-        self, directory: str, name: bytes, amount: int, ttl: int, timeout: float
-    ) -> int:
+    def add(self, name: bytes, amount: int, timeout: float) -> int:
         """
         Add to a decimal number, exactly once; an absent name counts as 0.
 
+        Returns:
+            The sum.
+
         Raises:
+            EtcdOutcomeUnknownError: Nobody can tell any more whether it was
+                applied, or with which sum.
             ValueError: What is stored is not a decimal number.
         """
 
-    def wait(
-        self, directory: str, names: Sequence[bytes], timeout: float
-    ) -> dict[bytes, bytes]:
+    def names(self, timeout: float) -> list[bytes]:
+        """
+        Return the names that are there, in no particular order.
+        """
+
+    def count(self, timeout: float) -> int:
+        """
+        Return how many names are there.
+        """
+
+    def wait(self, names: Sequence[bytes], timeout: float) -> dict[bytes, bytes]:
         """
         Wait until all names are there, and return what is there by then.
 
         After the time limit the answer lacks the names that are missing.
+        """
+
+    def push(self, queue: bytes, value: bytes, timeout: float) -> None:
+        """
+        Put a value at the end of a queue, exactly once. Queues are not names.
+        """
+
+    def pop(self, queue: bytes, timeout: float, patience: float) -> bytes | None:
+        """
+        Take the first value of a queue, exactly once.
+
+        Args:
+            queue: The queue.
+            timeout: The time limit of the taking.
+            patience: How long to wait for a value; 0 for not at all.
+
+        Returns:
+            The value, or None if none came.
+        """
+
+    def length(self, queue: bytes, timeout: float) -> int:
+        """
+        Return how many values a queue holds.
         """
 
 
@@ -189,38 +272,63 @@ def number_in(value: bytes, name: bytes) -> int:
     Raises:
         ValueError: It is not a number.
     """
-    try:
-        return int(value)
-    except ValueError:
+    if not re.fullmatch(rb"\s*[+-]?[0-9]+\s*", value):
         raise ValueError(
             f"The value of the key '{name.decode(errors='replace')}' is not a number; "
             "add() needs a decimal one."
-        ) from None
+        )
+    return int(value)
 
 
-def key_value(client: object, *, patient: bool = False) -> KeyValue:
+def state_key(client: object) -> StateKey:
     """
-    Return the operations on a client: ours (v3) or python-etcd's (v2).
+    Return the backend's operations on a client: ours (v3) or python-etcd's (v2).
 
     Args:
         client: An ``EtcdClient``, or an ``etcd.Client``; the latter is not altered.
-        patient: Whether operations go on until their time is up although no endpoint
-            can be reached, as while etcd restarts.
 
     Raises:
         EtcdSettingError: It is neither.
     """
+    if _speaks_v3(client):
+        from ._v3.state_key import V3StateKey
+
+        return V3StateKey(client)
+    from ._v2.state_key import V2StateKey
+
+    return V2StateKey(client)
+
+
+def store_keys(client: object, directory: str, ttl: int | None) -> StoreKeys:
+    """
+    Return a store's operations on a client: ours (v3) or python-etcd's (v2).
+
+    Args:
+        client: An ``EtcdClient``, or an ``etcd.Client``; the latter is not altered.
+        directory: The path of the names; it starts and ends in ``/``.
+        ttl: The seconds to live: on v3 from the end of the last store that uses the
+            directory, on v2 from a name's own last write. None for the default.
+
+    Raises:
+        EtcdSettingError: The client is neither.
+    """
+    if _speaks_v3(client):
+        from ._v3.store_keys import V3StoreKeys
+
+        return V3StoreKeys(client, directory, ttl or DEFAULT_STORE_TTL)
+    from ._v2.store_keys import V2StoreKeys
+
+    return V2StoreKeys(client, directory, ttl or DEFAULT_STORE_TTL_V2)
+
+
+def _speaks_v3(client: object) -> TypeGuard[EtcdClient]:
     from ._v3.client import EtcdClient
 
     if isinstance(client, EtcdClient):
-        from ._v3.keyvalue import V3KeyValue
-
-        return V3KeyValue(client.patiently() if patient else client)
+        return True
     # Told by its methods: python-etcd is not imported where only v3 is used.
     if hasattr(client, "api_execute"):
-        from ._v2 import V2KeyValue
-
-        return V2KeyValue(client, patient=patient)
+        return False
     raise EtcdSettingError(
         "The client must be an etcd_rendezvous.EtcdClient or python-etcd's "
         f"etcd.Client, not {type(client).__name__}."

@@ -23,6 +23,8 @@ DEFAULT_PORT: Final = 2379
 DEFAULT_KEY_PREFIX: Final = "/torch/elastic/rendezvous"
 DEFAULT_STATE_TTL: Final = 7200
 DEFAULT_CLOSED_TTL: Final = 60
+DEFAULT_STORE_TTL: Final = 7200
+DEFAULT_STORE_TTL_V2: Final = 24 * 60 * 60
 DEFAULT_READ_TIMEOUT: Final = 60
 DEFAULT_CONNECT_TIMEOUT: Final = 3
 LAUNCHER_TIMEOUT: Final = 900
@@ -61,6 +63,7 @@ _OUR_SETTINGS: Final = frozenset(
         "key_prefix",
         "ttl",
         "closed_ttl",
+        "store_ttl",
     }
 )
 _SECRETS: Final = frozenset({"password", "passwd", "token"})
@@ -121,6 +124,9 @@ class Settings:
         key_prefix: The path that the state is stored under.
         ttl: The seconds after which a state that nobody writes goes away.
         closed_ttl: The same, for the state of a closed rendezvous.
+        store_ttl: The seconds after which the store's keys go away: on v3 from the
+            end of the run's last process, on v2 from a key's own last write. None for
+            the API's default.
         notes: Sentences worth a warning, each said once.
     """
 
@@ -132,6 +138,7 @@ class Settings:
     key_prefix: str = DEFAULT_KEY_PREFIX
     ttl: int = DEFAULT_STATE_TTL
     closed_ttl: int = DEFAULT_CLOSED_TTL
+    store_ttl: int | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -284,6 +291,11 @@ def parse_settings(
         key_prefix=_key_prefix(values.get("key_prefix")),
         ttl=_positive(values, "ttl", DEFAULT_STATE_TTL, least=2),
         closed_ttl=_positive(values, "closed_ttl", DEFAULT_CLOSED_TTL, least=2),
+        store_ttl=(
+            None
+            if values.get("store_ttl") is None
+            else _positive(values, "store_ttl", DEFAULT_STORE_TTL, least=2)
+        ),
         notes=tuple(notes),
     )
 

@@ -5,19 +5,23 @@ The store: a ``torch.distributed.Store`` on etcd.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
 from torch.distributed import DistNetworkError, DistStoreError, Store
 
 from ._errors import EtcdError
-from ._kv import KeyValue, key_value
+from ._kv import StoreKeys, store_keys
+
+try:
+    from torch.distributed import QueueEmptyError
+except ImportError:  # an older torch, which has no queues
+    QueueEmptyError = DistStoreError
 
 __all__ = ["EtcdStore", "EtcdStoreTimeoutError"]
 
-# Store keys that nobody writes any more go away after a day.
-STORE_TTL: Final = 24 * 60 * 60
 _MOST_NAMES_IN_A_MESSAGE: Final = 8
 
 
@@ -34,26 +38,43 @@ class EtcdStore(Store):
     """
     Share keys and values among the members of a rendezvous, through etcd.
 
-    The names are those of torch's ``etcd_store.EtcdStore`` (torch 2.13). Keys are
-    read by key, never by the whole directory, and waiting is told by a watch (v3).
+    It does what torch's ``TCPStore`` does (torch 2.13), and has the names of torch's
+    ``etcd_store.EtcdStore``. Keys are read by key, never by the whole directory, and
+    waiting is told by etcd, without polling. Safe for threads, and usable in a child
+    after ``fork``.
 
     Keys and values are ``str`` (UTF-8) or bytes. Time limits are ``timedelta``; the
-    store's own is read at each call. An operation that etcd does not answer raises
-    ``torch.distributed.DistNetworkError``. A :meth:`set` whose reply is lost is sent
-    again: the last write wins. An :meth:`add` counts exactly once on v3; on v2,
-    where nothing but the value itself tells whose write it was, it may miss one if
-    a reply is lost in the very moment in which somebody else adds the same amount.
+    store's own is read at each call. :meth:`get`, :meth:`multi_get`, :meth:`wait`
+    and :meth:`queue_pop` wait as long as that for keys; the other operations take at
+    most the client's ``read_timeout``. An operation that etcd does not answer raises
+    ``torch.distributed.DistNetworkError``.
 
-    On v3 keys are readable, ``<prefix><key>``, and hang on a lease of this store; on
-    v2 they are as torch's: base64 below the prefix, base64 values, with a TTL. They
-    go away a day after this store's last write to etcd.
+    A :meth:`set` whose reply is lost is sent again: the last write wins. What adds,
+    compares, appends, deletes, pushes or pops is applied exactly once on v3, and its
+    result is that of this one time; where nobody can tell any more, that is an error.
+    On v2 nothing but the value itself tells whose write it was: after a lost reply an
+    equal write of somebody else's may be taken for one's own.
+
+    On v3 keys are readable, ``<prefix><key>``, and hang on a lease that all stores of
+    the same prefix share and keep alive; they go away ``ttl`` after the last process
+    that uses one. (A number that :meth:`add` has made stands there as an offset to
+    the key's version.) On v2 keys are torch's: base64 below the prefix, base64
+    values; each goes away ``ttl`` after its own last write.
+
+    Through torch's ``PrefixStore`` all of it can be used but :meth:`list_keys` and
+    the queues, which torch does not hand on to stores in Python. A ``PrefixStore``
+    does not keep this object alive: hold it as long.
 
     Args:
         etcd_client: An ``EtcdClient`` (v3) or python-etcd's ``etcd.Client`` (v2).
         etcd_store_prefix: The path of the keys; a missing ``/`` is added at both
             ends.
-        timeout: How long :meth:`get` and :meth:`wait` wait; None for c10d's default
-            of 300 s.
+        timeout: How long to wait for keys; None for c10d's default of 300 s.
+        ttl: The time to live in seconds, at least 2; None for two hours on v3 and a
+            day on v2.
+
+    Raises:
+        EtcdSettingError: The client is neither of the two.
 
     .. versionadded:: 0.1.0
     """
@@ -63,21 +84,27 @@ class EtcdStore(Store):
         etcd_client: Any,
         etcd_store_prefix: str,
         timeout: timedelta | None = None,
+        *,
+        ttl: int | None = None,
     ) -> None:
         super().__init__()
         self.client = etcd_client
         self.prefix = etcd_store_prefix
         if not self.prefix.endswith("/"):
             self.prefix += "/"
-        self._kv: KeyValue = key_value(etcd_client, patient=True)
         self._directory = (
             self.prefix if self.prefix.startswith("/") else f"/{self.prefix}"
         )
+        self._ttl = ttl
+        self._keys: StoreKeys = store_keys(etcd_client, self._directory, ttl)
+        self._clones: list[EtcdStore] = []
         if timeout is not None:
             self.set_timeout(timeout)
 
     def __repr__(self) -> str:
         return f"<EtcdStore {self._directory!r} {self.client!r}>"
+
+    # -- one key ----------------------------------------------------------------------
 
     def set(self, key: str | bytes, value: str | bytes) -> None:
         """
@@ -86,7 +113,103 @@ class EtcdStore(Store):
         Raises:
             DistNetworkError: etcd can't be reached, or refuses.
         """
-        self.multi_set([key], [value])
+        with _Translated():
+            self._keys.put_many([(_bytes(key), _bytes(value))], self._limit())
+
+    def get(self, key: str | bytes) -> bytes:
+        """
+        Read a key; wait for it if it isn't there.
+
+        Raises:
+            DistNetworkError: etcd can't be reached, or refuses.
+            EtcdStoreTimeoutError: It did not come within the store's time limit.
+        """
+        return self.multi_get([key])[0]
+
+    def add(self, key: str | bytes, num: int) -> int:
+        """
+        Add to a number; an absent key counts as 0.
+
+        Any number of clients may add 1 to the same key at the same time: on v3 that
+        is one transaction each. Other amounts are compared and swapped, and tried
+        again where somebody else was quicker.
+
+        Returns:
+            The new number.
+
+        Raises:
+            DistNetworkError: etcd can't be reached, or refuses.
+            DistStoreError: What is stored is not a number; it stays.
+        """
+        amount = operator.index(num)
+        if not -(2**63) <= amount < 2**63:
+            raise TypeError("add() takes an integer of 64 bits.")
+        with _Translated():
+            return self._keys.add(_bytes(key), amount, self._limit())
+
+    def compare_set(
+        self,
+        key: str | bytes,
+        expected_value: str | bytes,
+        desired_value: str | bytes,
+    ) -> bytes:
+        """
+        Write a key if its value is the expected one.
+
+        An absent key is as expected if nothing (``""``) is.
+
+        Returns:
+            The desired value if it was written; else the current one, or the
+            expected one where there is none.
+
+        Raises:
+            DistNetworkError: etcd can't be reached, or refuses.
+        """
+        expected, desired = _bytes(expected_value), _bytes(desired_value)
+
+        def decide(current: bytes | None) -> bytes | None:
+            return desired if (current or b"") == expected else current
+
+        before = self._change(key, decide)
+        if (before or b"") == expected:
+            return desired
+        return expected if before is None else before
+
+    def append(self, key: str | bytes, value: str | bytes) -> None:
+        """
+        Write a value behind what is there; an absent key is created.
+
+        Raises:
+            DistNetworkError: etcd can't be reached, or refuses.
+        """
+        more = _bytes(value)
+        self._change(key, lambda current: (current or b"") + more)
+
+    def delete_key(self, key: str | bytes) -> bool:
+        """
+        Delete a key.
+
+        Returns:
+            Whether it was there.
+
+        Raises:
+            DistNetworkError: etcd can't be reached, or refuses.
+        """
+        return self._change(key, lambda _: None) is not None
+
+    def deleteKey(self, key: str | bytes) -> bool:  # noqa: N802
+        """
+        What torch's C++ calls :meth:`delete_key`.
+        """
+        return self.delete_key(key)
+
+    def _change(
+        self, key: str | bytes, decide: Callable[[bytes | None], bytes | None]
+    ) -> bytes | None:
+        with _Translated():
+            return self._keys.change(_bytes(key), decide, self._limit())
+
+    # -- many keys --------------------------------------------------------------------
 
     def multi_set(
         self, keys: Sequence[str | bytes], values: Sequence[str | bytes]
@@ -103,22 +226,9 @@ class EtcdStore(Store):
                 f"multi_set() needs a value for each key, not {len(values)} value(s) "
                 f"for {len(keys)} key(s)."
             )
-        items = [
-            (_bytes(key), _bytes(value))
-            for key, value in zip(keys, values, strict=True)
-        ]
+        items = list(zip(_each(keys), _each(values), strict=True))
         with _Translated():
-            self._kv.put_many(self._directory, items, STORE_TTL, self._limit())
-
-    def get(self, key: str | bytes) -> bytes:
-        """
-        Read a key; wait for it if it isn't there.
-
-        Raises:
-            DistNetworkError: etcd can't be reached, or refuses.
-            EtcdStoreTimeoutError: It did not come within the store's time limit.
-        """
-        return self.multi_get([key])[0]
+            self._keys.put_many(items, self._limit())
 
     def multi_get(self, keys: Sequence[str | bytes]) -> list[bytes]:
         """
@@ -131,88 +241,171 @@ class EtcdStore(Store):
             DistNetworkError: etcd can't be reached, or refuses.
             EtcdStoreTimeoutError: They did not come within the store's time limit.
         """
-        names = [_bytes(key) for key in keys]
+        names = _each(keys)
         found = self._wait(names, self.timeout)
         return [found[name] for name in names]
 
-    def add(self, key: str | bytes, num: int) -> int:
-        """
-        Add to a number; an absent key counts as 0.
-
-        Returns:
-            The new number.
-
-        Raises:
-            DistNetworkError: etcd can't be reached, or refuses.
-            DistStoreError: What is stored is not a number; it stays.
-        """
-        with _Translated():
-            return self._kv.add(
-                self._directory, _bytes(key), num, STORE_TTL, self._limit()
-            )
-
-    def check(self, keys: Sequence[str | bytes]) -> bool:
+    def check(self, keys: Iterable[str | bytes]) -> bool:
         """
         Say whether all keys are there, without waiting.
 
         Raises:
             DistNetworkError: etcd can't be reached, or refuses.
         """
-        names = list(dict.fromkeys(_bytes(key) for key in keys))
+        names = list(dict.fromkeys(_each(keys)))
         with _Translated():
-            values = self._kv.get_many(self._directory, names, self._limit())
+            values = self._keys.get_many(names, self._limit())
         return all(value is not None for value in values)
 
     def wait(
         self,
-        keys: Sequence[str | bytes],
-        override_timeout: timedelta | None = None,
+        keys: Iterable[str | bytes],
+        override_timeout: timedelta | float | None = None,
     ) -> None:
         """
         Wait until all keys are there.
 
         Args:
             keys: The keys.
-            override_timeout: The time limit; None for the store's own.
+            override_timeout: The time limit, also as a float of seconds, as torch
+                takes it; None for the store's own.
 
         Raises:
             DistNetworkError: etcd can't be reached, or refuses.
             EtcdStoreTimeoutError: They did not come in time.
         """
-        self._wait(
-            [_bytes(key) for key in keys],
-            self.timeout if override_timeout is None else override_timeout,
-        )
+        limit = self.timeout
+        if isinstance(override_timeout, float):
+            limit = timedelta(seconds=override_timeout)
+        elif override_timeout is not None:
+            limit = override_timeout
+        if not isinstance(limit, timedelta):
+            raise TypeError("A time limit is a timedelta, or a float of seconds.")
+        self._wait(_each(keys), limit)
+
+    def num_keys(self) -> int:
+        """
+        Return how many keys there are.
+
+        On v2 stores of all runs may share a path; then all their keys count.
+
+        Raises:
+            DistNetworkError: etcd can't be reached, or refuses.
+        """
+        with _Translated():
+            return self._keys.count(self._limit())
+
+    def getNumKeys(self) -> int:  # noqa: N802
+        """
+        What torch's C++ calls :meth:`num_keys`.
+        """
+        return self.num_keys()
+
+    def list_keys(self) -> list[str]:
+        """
+        Return all keys, in no particular order; as of :meth:`num_keys`.
+
+        Bytes that are no UTF-8 come as Python's surrogate escapes, which are taken
+        as keys, too.
+
+        Raises:
+            DistNetworkError: etcd can't be reached, or refuses.
+        """
+        with _Translated():
+            names = self._keys.names(self._limit())
+        return [name.decode(errors="surrogateescape") for name in names]
 
     def has_extended_api(self) -> bool:
         """
-        Say whether ``multi_get`` and ``multi_set`` are there.
+        Say whether ``append``, ``multi_get`` and ``multi_set`` are there.
         """
         return True
 
+    # -- queues -----------------------------------------------------------------------
+
+    def queue_push(self, key: str | bytes, value: str | bytes) -> None:
+        """
+        Put a value at the end of a queue. Queues and keys have names of their own.
+
+        Raises:
+            DistNetworkError: etcd can't be reached, or refuses.
+        """
+        with _Translated():
+            self._keys.push(_bytes(key), _bytes(value), self._limit())
+
+    def queue_pop(self, key: str | bytes, block: bool = True) -> bytes:
+        """
+        Take the first value of a queue.
+
+        Args:
+            key: The queue.
+            block: Whether to wait for a value, as long as the store's time limit.
+
+        Raises:
+            DistNetworkError: etcd can't be reached, or refuses.
+            EtcdStoreTimeoutError: Nothing came in time.
+            QueueEmptyError: The queue is empty, and ``block`` is false.
+        """
+        queue = _bytes(key)
+        limit: timedelta = self.timeout
+        patience = limit.total_seconds() if block else 0.0
+        with _Translated():
+            value = self._keys.pop(queue, self._limit(), patience)
+        if value is not None:
+            return value
+        if block:
+            raise self._timed_out([queue], limit, "queues empty")
+        raise QueueEmptyError(
+            f"The queue {_shown(queue)} in '{self._directory}' is empty."
+        )
+
+    def queue_len(self, key: str | bytes) -> int:
+        """
+        Return how many values a queue holds.
+
+        Raises:
+            DistNetworkError: etcd can't be reached, or refuses.
+        """
+        with _Translated():
+            return self._keys.length(_bytes(key), self._limit())
+
+    # -- the store itself -------------------------------------------------------------
+
+    def clone(self) -> EtcdStore:
+        """
+        Return another store on the same keys, with a time limit of its own.
+
+        It lives as long as this one, since torch's C++ does not hold it.
+        """
+        clone = EtcdStore(self.client, self.prefix, self.timeout, ttl=self._ttl)
+        self._clones.append(clone)
+        return clone
+
     def _wait(self, names: list[bytes], limit: timedelta) -> dict[bytes, bytes]:
         with _Translated():
-            found = self._kv.wait(self._directory, names, limit.total_seconds())
+            found = self._keys.wait(names, limit.total_seconds())
         missing = [name for name in dict.fromkeys(names) if name not in found]
         if missing:
-            shown = ", ".join(
-                f"'{name.decode(errors='replace')}'"
-                for name in missing[:_MOST_NAMES_IN_A_MESSAGE]
-            )
-            if len(missing) > _MOST_NAMES_IN_A_MESSAGE:
-                shown += f" and {len(missing) - _MOST_NAMES_IN_A_MESSAGE} more"
-            raise EtcdStoreTimeoutError(
-                f"wait timeout after {limit.total_seconds():g} s, keys missing in "
-                f"'{self._directory}': {shown}"
-            )
+            raise self._timed_out(missing, limit, "keys missing")
         return found
+
+    def _timed_out(
+        self, names: list[bytes], limit: timedelta, what: str
+    ) -> EtcdStoreTimeoutError:
+        shown = ", ".join(map(_shown, names[:_MOST_NAMES_IN_A_MESSAGE]))
+        if len(names) > _MOST_NAMES_IN_A_MESSAGE:
+            shown += f" and {len(names) - _MOST_NAMES_IN_A_MESSAGE} more"
+        return EtcdStoreTimeoutError(
+            f"wait timeout after {limit.total_seconds():g} s, {what} in "
+            f"'{self._directory}': {shown}"
+        )
 
     def _limit(self) -> float:
         """
         Return the seconds for an operation that does not wait for keys.
         """
         limit: timedelta = self.timeout
-        return min(max(limit.total_seconds(), 1.0), self._kv.read_timeout)
+        return min(max(limit.total_seconds(), 1.0), self._keys.read_timeout)
 
 
 class _Translated:
@@ -230,9 +423,19 @@ class _Translated:
             raise DistStoreError(str(error)) from error
 
 
+def _shown(name: bytes) -> str:
+    return f"'{name.decode(errors='replace')}'"
+
+
+def _each(texts: Iterable[str | bytes]) -> list[bytes]:
+    if isinstance(texts, (str, bytes)):
+        raise TypeError("A sequence is wanted here, not a single str or bytes.")
+    return [_bytes(text) for text in texts]
+
+
 def _bytes(text: str | bytes) -> bytes:
     if isinstance(text, str):
-        return text.encode()
+        return text.encode(errors="surrogateescape")
     if isinstance(text, (bytes, bytearray, memoryview)):
         return bytes(text)
     raise TypeError(

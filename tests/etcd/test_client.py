@@ -15,7 +15,8 @@ import pytest
 
 from etcd_rendezvous import EtcdClient, EtcdReplyError
 from etcd_rendezvous._v3 import wire
-from etcd_rendezvous._v3.keyvalue import V3KeyValue
+from etcd_rendezvous._v3.state_key import V3StateKey
+from etcd_rendezvous._v3.store_keys import V3StoreKeys
 from support.scripted import refused_endpoint
 
 
@@ -188,18 +189,18 @@ def test_leases(client, key):
     hangs on it.
     """
     lease = new_lease_id()
-    assert client.keep_alive(lease) is False
+    assert client.keep_alive(lease) == 0
     client.grant(60, lease)
     client.grant(60, lease)
     client.put(key, "1", lease=lease)
-    assert client.keep_alive(lease) is True
+    assert client.keep_alive(lease) == 60
     found, _ = client.range(key)
     assert lease == found.entries[0].lease
     client.revoke(lease)
     client.revoke(lease)
 
     assert client.get(key) is None
-    assert client.keep_alive(lease) is False
+    assert client.keep_alive(lease) == 0
 
 
 def test_lease_that_expires(newest_v3, key):
@@ -214,12 +215,12 @@ def test_lease_that_expires(newest_v3, key):
     start = time.monotonic()
     while client.get(f"{key}/{lost}") is not None:
         assert time.monotonic() - start < 6
-        assert client.keep_alive(kept) is True
+        assert client.keep_alive(kept) == 2
         time.sleep(0.2)
 
     assert time.monotonic() - start > 1.5
     assert client.get(f"{key}/{kept}") == b"1"
-    assert client.keep_alive(lost) is False
+    assert client.keep_alive(lost) == 0
 
 
 # --- The server
@@ -369,11 +370,12 @@ class Traffic:
             client.close()
 
     def _run(self, work, client):
-        kv = V3KeyValue(client)
+        kv = V3StateKey(client)
+        keys = V3StoreKeys(client, f"{self.key}-adds/", 60)
         try:
             while not self._ended.is_set():
                 start = time.monotonic()
-                work(kv)
+                work(keys if work == self._add else kv)
                 with self._lock:
                     self.slowest = max(self.slowest, time.monotonic() - start)
         except BaseException as error:
@@ -392,8 +394,8 @@ class Traffic:
         with self._lock:
             self.reads += 1
 
-    def _add(self, kv):
-        total = kv.add(f"{self.key}-adds/", b"n", 1, 60, 30)
+    def _add(self, keys):
+        total = keys.add(b"n", 1, 30)
         with self._lock:
             self.adds += 1
             assert total == self.adds
@@ -420,7 +422,8 @@ class Traffic:
         """
         assert self.failed == []
         assert self.swaps == int(base64.b64decode(client.get(self.key)))
-        assert self.adds == int(client.get(f"{self.key}-adds/n"))
+        keys = V3StoreKeys(client, f"{self.key}-adds/", 60)
+        assert [b"%d" % self.adds] == keys.get_many([b"n"], 30)
 
 
 def test_members_are_killed(cluster, key):

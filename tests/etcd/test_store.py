@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """
-The store, on both APIs of real servers, beside torch's own TCPStore.
+What is our store's alone: where it differs from TCPStore, what it costs, where it is
+stored, and etcd away. What it shares with TCPStore is in `test_store_contract.py`.
 """
 
 from __future__ import annotations
 
+import base64
 import itertools
-import queue
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,111 +19,14 @@ from torch.distributed import (
     DistNetworkError,
     DistStoreError,
     PrefixStore,
-    Store,
-    TCPStore,
 )
 
 from etcd_rendezvous import EtcdStore
-from support import etcds
 from support.scripted import refused_endpoint
 
 pytestmark = pytest.mark.torch
 
-ODD_KEYS = [
-    "/",
-    "//",
-    "a/b",
-    "/a/",
-    "..",
-    "../a",
-    ".",
-    "%2F",
-    "a%b",
-    "nul\0nul",
-    "a b",
-    "ü-日本",
-    "k?q=1&r#s+t",
-    "???>>>~~~",  # whose base64 has a "/" in it
-    "x" * 300,
-    "",
-]
 MS = timedelta(milliseconds=1)
-
-
-def kinds(*, wrapped=False):
-    """
-    Return each API of each version, or wrapped in a PrefixStore of the newest alone.
-    """
-    try:
-        found = [("v3", etcds.binaries()), ("v2", etcds.v2_binaries())]
-    except etcds.NoEtcdError:
-        found = []
-    name = "prefixed-" if wrapped else ""
-    params = [
-        pytest.param(
-            (api, one.path, wrapped),
-            id=f"{name}{api}-{one.version}",
-            marks=[pytest.mark.etcd] + [pytest.mark.v2] * (api == "v2"),
-        )
-        for api, binaries in found
-        for one in (binaries[-1:] if wrapped else binaries)
-    ]
-    tcp = pytest.param(
-        ("tcp", None, wrapped), id=f"{name}TCPStore", marks=pytest.mark.etcd
-    )
-    return [*params, tcp]
-
-
-class Kind:
-    """
-    A kind of store.
-
-    Attributes:
-        store: A store.
-        twin: What another thread uses: a TCPStore itself is busy while it waits.
-    """
-
-    def __init__(self, store, twin):
-        self.store = store
-        self.twin = twin
-        # A PrefixStore does not keep what it wraps alive.
-        self.kept = [store, twin]
-
-    def wrap(self):
-        wrapped = []
-        for one in (self.store, self.twin):
-            inner = PrefixStore("a/b", one)
-            self.kept.append(inner)
-            wrapped.append(PrefixStore("outer", inner))
-        self.store, self.twin = wrapped
-
-
-@pytest.fixture(params=kinds() + kinds(wrapped=True))
-def kind(request, serve, _shared_servers, run_id):
-    """
-    Each kind of store in turn: ours, and torch's TCPStore beside it.
-    """
-    name, binary, wrapped = request.param
-    if name == "tcp":
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        kind = Kind(store, TCPStore("127.0.0.1", store.port, wait_for_workers=False))
-    else:
-        served = serve(name, _shared_servers(binary))
-        # On v2 all runs share a folder, and only the handler's prefix parts them.
-        prefix = f"/torch/elastic/rendezvous/{run_id}/store"
-        store = EtcdStore(served.client(), prefix)
-        kind = Kind(store, store)
-    if wrapped:
-        kind.wrap()
-    return kind
-
-
-@pytest.fixture
-def store(kind):
-    """
-    A store of each kind in turn.
-    """
-    return kind.store
 
 
 def limited(store, seconds):
@@ -130,81 +34,7 @@ def limited(store, seconds):
     return store
 
 
-# --- Values
-
-
-def test_is_torchs_store(store):
-    """
-    It is a Store of torch's, and says that it has the extended API.
-    """
-    assert isinstance(store, Store)
-    assert store.has_extended_api() is True
-
-
-def test_set_and_get(store):
-    """
-    What was set last is there, str or bytes.
-    """
-    for value in ("text", b"bytes", b"", b"\0\xff", bytearray(b"array"), "ü"):
-        store.set("key", value)
-
-        expected = value.encode() if isinstance(value, str) else bytes(value)
-        assert expected == store.get("key")
-
-
-def test_str_and_bytes_name_one_key(store):
-    """
-    A key as bytes and as str is one key.
-    """
-    store.set(b"key", "a")
-    assert store.get("key") == b"a"
-    store.set("key", "b")
-    assert store.get(b"key") == b"b"
-
-
-def test_other_types_are_refused(store):
-    """
-    Keys and values are text or bytes, or a TypeError.
-    """
-    for wrong in (5, None, 1.5, ["a"]):
-        with pytest.raises(TypeError):
-            store.set("key", wrong)
-        with pytest.raises(TypeError):
-            store.set(wrong, "value")
-        with pytest.raises(TypeError):
-            store.get(wrong)
-
-    assert store.check(["key"]) is False
-
-
-def test_odd_keys(store):
-    """
-    Any text is a key of its own.
-    """
-    for number, key in enumerate(ODD_KEYS):
-        store.set(key, str(number))
-
-    values = [str(number).encode() for number in range(len(ODD_KEYS))]
-    assert values == [store.get(key) for key in ODD_KEYS]
-    assert values == store.multi_get(ODD_KEYS)
-    assert store.check(ODD_KEYS) is True
-    store.wait(ODD_KEYS, 1000 * MS)
-    for key in ODD_KEYS:
-        assert store.check([f"{key}-"]) is False
-        assert store.add(f"{key}+", 3) == 3
-
-
-def test_large_value(store):
-    """
-    A value of 1 MiB comes back whole, and so do some at once.
-    """
-    value = bytes(range(256)) * 4096
-    keys = [f"large-{number}" for number in range(5)]
-    for key in keys:
-        store.set(key, value)
-
-    assert value == store.get(keys[0])
-    assert [value] * 5 == store.multi_get(keys)
+# --- Where TCPStore differs
 
 
 def test_large_values_at_once(newest_served, run_id):
@@ -217,138 +47,6 @@ def test_large_values_at_once(newest_served, run_id):
     store.multi_set(keys, values)
 
     assert values == [store.get(key) for key in keys]
-
-
-# --- Numbers
-
-
-def test_add(store):
-    """
-    A number is added to; it is stored as decimal text.
-    """
-    assert store.add("n", 1) == 1
-    assert store.add("n", 5) == 6
-    assert store.add("n", -10) == -4
-    assert store.add("n", 0) == -4
-    assert store.get("n") == b"-4"
-    store.set("n", "10")
-    assert store.add("n", 1) == 11
-    assert store.add("zero", 0) == 0
-    assert store.check(["zero"]) is True
-    assert store.get("zero") == b"0"
-    assert store.add("large", 2**62) == 2**62
-
-
-def test_add_to_text(newest_served, run_id):
-    """
-    Text is nothing to add to: an error, and the text stays. TCPStore drops the
-    connection.
-    """
-    store = newest_served.store(run_id)
-    key = f"text-{run_id}"
-    for text in ("abc", "", "1.5"):
-        store.set(key, text)
-        with pytest.raises(DistStoreError, match=key):
-            store.add(key, 1)
-
-        assert text.encode() == store.get(key)
-
-
-def test_add_at_once(store):
-    """
-    Those who add at once get each a number of its own.
-    """
-    with ThreadPoolExecutor(5) as pool:
-        sums = list(pool.map(lambda _: store.add("n", 1), range(50)))
-
-    assert list(range(1, 51)) == sorted(sums)
-
-
-# --- Many keys
-
-
-def test_multi_set_and_get(store):
-    """
-    Many are set and read in order, repeats too; of equal keys the last one counts.
-    """
-    store.multi_set(["a", "b", "a"], ["1", "2", "3"])
-
-    assert store.multi_get(["a", "b", "a", "a"]) == [b"3", b"2", b"3", b"3"]
-    assert store.multi_get([]) == []
-    store.multi_set([], [])
-
-
-def test_multi_set_of_unequal_lengths(store):
-    """
-    Keys without values are an error, and nothing is set.
-    """
-    with pytest.raises(DistStoreError):
-        store.multi_set(["a", "b"], ["1"])
-
-    assert store.check(["a"]) is False
-
-
-def test_check(store):
-    """
-    Check says whether all are there, at once; none are always there.
-    """
-    store.set("a", "1")
-
-    assert store.check(["a"]) is True
-    assert store.check(["a", "a"]) is True
-    assert store.check(["b"]) is False
-    assert store.check(["a", "b"]) is False
-    assert store.check([]) is True
-
-
-# --- Waiting
-
-
-def test_wait_for_what_is_there(store):
-    """
-    Waiting for what is there, or for nothing, is over at once.
-    """
-    store.multi_set(["a", "b"], ["1", "2"])
-    start = time.monotonic()
-    store.wait(["a"])
-    store.wait(["a", "b", "a"], timedelta(seconds=30))
-    store.wait([])
-    store.wait([], MS)
-
-    assert time.monotonic() - start < 5
-
-
-def test_time_out(store):
-    """
-    What does not come is a DistStoreError after the time limit that names what is
-    missing: for wait, get and multi_get, the store's own limit or another.
-    """
-    limited(store, 0.12)
-    store.set("there", "1")
-    for call in (
-        lambda: store.wait(["there", "gone"]),
-        lambda: store.get("gone"),
-        lambda: store.multi_get(["there", "gone"]),
-        lambda: limited(store, 30).wait(["there", "gone"], 120 * MS),
-    ):
-        start = time.monotonic()
-        with pytest.raises(DistStoreError, match=r"timeout.*gone"):
-            call()
-
-        assert 0.1 <= time.monotonic() - start < 3
-
-
-def test_short_time_out(store):
-    """
-    Limits of a millisecond, and of nothing, are limits.
-    """
-    store.set("there", "1")
-    for limit in (0, 1, 10):
-        start = time.monotonic()
-        with pytest.raises(DistStoreError):
-            store.wait(["gone"], limit * MS)
-        assert time.monotonic() - start < 2
-        store.wait(["there"], 2000 * MS)
 
 
 def test_time_out_is_a_lookup_error(served, run_id):
@@ -372,64 +70,174 @@ def test_time_out_is_a_lookup_error(served, run_id):
     assert "2 more" in str(caught.value)
 
 
-def test_set_by_another_thread(kind):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "abc",
+        "",
+        " ",
+        "+",
+        "1.5",
+        "12x",
+        "1e3",
+        "0x10",
+        "12 3",
+        "- 5",
+        "1_000",
+        "1\0",
+        "٣",
+    ],
+)
+def test_add_to_text(newest_served, run_id, text):
     """
-    get, multi_get and wait return what another thread sets meanwhile.
+    Text is nothing to add to: an error, and the text stays. TCPStore takes the number
+    that a text begins with, and drops the connection where there is none.
     """
-    store = limited(kind.store, 20)
-    calls = {
-        "one": lambda: store.get("one"),
-        "two": lambda: store.multi_get(["one", "two"])[1],
-        "three": lambda: store.wait(["one", "two", "three"]) or store.get("three"),
-        "four": lambda: (
-            store.wait(["four"], timedelta(seconds=20)) or store.get("four")
-        ),
-    }
-    for key, call in calls.items():
-        with later(kind.twin, key, 0.1):
-            start = time.monotonic()
+    store = newest_served.store(run_id)
+    store.set(run_id, text)
+    for wrapped in (store, PrefixStore("", store)):
+        key = run_id if wrapped is store else f"/{run_id}"
+        wrapped.set(key, text)
+        for amount in (1, 0, -5):
+            with pytest.raises(DistStoreError, match=run_id):
+                wrapped.add(key, amount)
 
-            assert key.encode() == call()
-            assert time.monotonic() - start < 5
+        assert text.encode() == wrapped.get(key)
+    store.set(run_id, "1")
+    assert store.add(run_id, 1) == 2
 
 
-class later:  # noqa: N801
+def test_a_limit_of_nothing(newest_served, run_id):
     """
-    Set a key to its name after some seconds, from another thread.
+    A limit of no time bounds the waiting alone: what is there is found. TCPStore's
+    server has to answer within it.
     """
+    store = limited(newest_served.store(run_id), 0)
+    store.set("there", "1")
+    for _ in range(10):
+        assert store.get("there") == b"1"
+        assert store.multi_get(["there"] * 2) == [b"1"] * 2
+        store.wait(["there"])
+        store.wait(["there"], timedelta(0))
+        store.wait([], timedelta(0))
+        assert store.multi_get([]) == []
+    store.barrier("alone", 1, timedelta(0))
 
-    def __init__(self, store, key, seconds):
-        self._timer = threading.Timer(seconds, store.set, [key, key])
 
-    def __enter__(self):
-        self._timer.start()
-
-    def __exit__(self, *exc_info):
-        self._timer.join()
-
-
-def test_wait_does_not_wait_for_time(kind):
+def test_the_stores_own_limit_by_name(newest_served, run_id):
     """
-    What is set is seen at once, not at some next look.
+    The limit of wait has the name that it has in torch's EtcdStore, and None is the
+    store's.
     """
-    store = limited(kind.store, 20)
-    seen, told = queue.Queue(), []
+    store = limited(newest_served.store(run_id), 0.05)
+    for arguments in ((None,), ()):
+        with pytest.raises(DistStoreError, match=r"0\.05 s.*gone"):
+            store.wait(["gone"], *arguments)
+    with pytest.raises(DistStoreError, match=r"0\.01 s.*gone"):
+        store.wait(["gone"], override_timeout=10 * MS)
 
-    def read():
-        for number in range(10):
-            store.get(f"key-{number}")
-            seen.put(time.monotonic())
 
-    thread = threading.Thread(target=read)
-    thread.start()
-    for number in range(10):
-        time.sleep(0.02)
-        start = time.monotonic()
-        kind.twin.set(f"key-{number}", "1")
-        told.append(seen.get(timeout=20) - start)
-    thread.join()
+def test_what_was_written_is_there_for_all(newest_served, run_id):
+    """
+    What a call has written is there for everybody when it returns. TCPStore does not
+    wait until its server has a key, or a queue its value.
+    """
+    one, other = (newest_served.store(run_id) for _ in range(2))
+    for number in range(20):
+        key = f"key-{number}"
+        one.set(key, "1")
+        assert other.check([key]) is True
+        other.append(key, "2")
+        assert one.get(key) == b"12"
+        one.multi_set([key, "k"], ["3", "4"])
+        assert other.multi_get(["k", key]) == [b"4", b"3"]
+        one.queue_push("q", key)
+        assert other.queue_len("q") == 1
+        assert other.queue_pop("q", block=False) == key.encode()
 
-    assert sorted(told)[5] < 0.1, told
+
+def test_a_pop_that_waits_never_finds_its_queue_empty(newest_served, run_id):
+    """
+    Who pops and waits goes on waiting where another one was quicker. TCPStore's is a
+    QueueEmptyError then.
+    """
+    stores = [limited(newest_served.store(run_id), 20) for _ in range(4)]
+
+    def pop(store):
+        return [store.queue_pop("q") for _ in range(10)]
+
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(pop, store) for store in stores]
+        pusher = newest_served.store(run_id)
+        for number in range(40):
+            pusher.queue_push("q", f"{number:02}")
+        popped = [one.result(30) for one in waiting]
+
+    assert sorted(itertools.chain(*popped)) == [b"%02d" % n for n in range(40)]
+    assert [sorted(own) for own in popped] == popped
+
+
+def test_a_queue_is_not_there_as_a_key(newest_served, run_id):
+    """
+    A queue does not pass for a key. For TCPStore's check, wait and get it does.
+    """
+    store = limited(newest_served.store(run_id), 0.02)
+    store.queue_push("q", "1")
+
+    assert store.check(["q"]) is False
+    for call in (store.get, lambda key: store.wait([key])):
+        with pytest.raises(DistStoreError, match="timeout"):
+            call("q")
+    assert store.compare_set("q", "1", "2") == b"1"
+    assert store.check(["q"]) is False
+
+
+def test_queues_and_lists_are_not_to_be_had_through_torch(newest_served, run_id):
+    """
+    A PrefixStore of torch's hands queues and lists of keys on to torch's stores alone.
+    """
+    store = newest_served.store(run_id)
+    wrapped = PrefixStore("prefix", store)
+    for call in (
+        wrapped.list_keys,
+        lambda: wrapped.queue_push("q", "1"),
+        lambda: wrapped.queue_pop("q", False),
+        lambda: wrapped.queue_len("q"),
+    ):
+        with pytest.raises(NotImplementedError):
+            call()
+
+    assert store.list_keys() == []
+
+
+def test_keys_that_are_no_text_are_listed(newest_served, run_id):
+    """
+    Keys that are no UTF-8 are listed in a form that is taken as a key again.
+    TCPStore's list is a UnicodeDecodeError then.
+    """
+    store = newest_served.store(run_id)
+    store.multi_set(["ü", b"\xff/\xfe"], ["1", "2"])
+    keys = store.list_keys()
+
+    assert sorted(keys) == sorted(["ü", b"\xff/\xfe".decode(errors="surrogateescape")])
+    assert sorted(store.multi_get(keys)) == [b"1", b"2"]
+    assert [store.delete_key(key) for key in keys] == [True, True]
+    assert store.num_keys() == 0
+
+
+def test_the_names_that_torch_calls(newest_served, run_id):
+    """
+    What torch's C++ calls deleteKey and getNumKeys has these names as well.
+    """
+    store = newest_served.store(run_id)
+    store.multi_set(["a", "b"], ["1", "2"])
+
+    assert store.deleteKey("a") is True
+    assert store.deleteKey("a") is False
+    assert store.getNumKeys() == store.num_keys() == 1
+
+
+# --- Waiting
 
 
 def test_races_between_reading_and_writing(served, run_id):
@@ -487,7 +295,7 @@ def test_many_keys_in_few_requests(v3, make_proxy, run_id):
     store = v3.store(run_id, proxy)
     keys = [f"key-{number:03}" for number in range(300)]
     for call, most in (
-        (lambda: store.multi_set(keys, keys), 4),  # with the grant of a lease
+        (lambda: store.multi_set(keys, keys), 5),  # with the lease of all stores
         (lambda: store.multi_get(keys), 3),
         (lambda: store.check(keys), 3),
         (lambda: store.wait(keys), 3),
@@ -554,16 +362,43 @@ def sockets():
 
 def test_layout_on_v3(v3, run_id):
     """
-    On v3 keys are readable, below the prefix, and hang on a lease.
+    On v3 keys are readable, below the prefix, and hang on a lease. A number that was
+    added to stands there as what is to be added to its key's version.
     """
     store = v3.store(run_id)
     store.set("a/b", "value")
     store.add("number", 4)
+    store.set("text", "4")
 
     assert v3.read(f"/torch/elastic/rendezvous/{run_id}/store/a/b") == "value"
-    assert v3.read(f"{store.prefix}number") == "4"
-    assert 86_000 < v3.seconds_left(f"{store.prefix}a/b") <= 86_400
-    assert 86_000 < v3.seconds_left(f"{store.prefix}number") <= 86_400
+    assert v3.read(f"{store.prefix}text") == "4"
+    number = v3.read(f"{store.prefix}number")
+    assert number == "\0etcd-rendezvous counter: version+3"
+    store.add("number", 1)
+    assert number == v3.read(f"{store.prefix}number")
+    for key in ("a/b", "number", "text"):
+        assert 7000 < v3.seconds_left(f"{store.prefix}{key}") <= 7200
+
+
+def test_time_to_live(newest_served, run_id):
+    """
+    The time to live of the keys can be set: that of all that writes them.
+    """
+    prefix = f"/{run_id}"
+    store = EtcdStore(newest_served.client(), prefix, ttl=100)
+    store.set("a", "1")
+    store.add("b", 1)
+    store.append("c", "1")
+    store.compare_set("d", "", "1")
+    store.multi_set(["e", "a"], ["1", "2"])
+    store.add("a", 5)
+    clone = store.clone()
+    clone.set("f", "1")
+
+    for key in "abcdef":
+        encoded = base64.b64encode(key.encode()).decode()
+        name = key if newest_served.api == "v3" else encoded
+        assert 50 < newest_served.seconds_left(f"{prefix}/{name}") <= 100
 
 
 def test_layout_on_v2_is_torchs(newest_v2, run_id):

@@ -103,14 +103,14 @@ def use_client() -> None:
     value: bytes | None = client.get(b"/key")
     deleted: int = client.delete("/", prefix=True)
     client.grant(30, 12345)
-    alive: bool = client.keep_alive(12345)
+    lease_seconds: int = client.keep_alive(12345)
     client.revoke(12345)
     server_version: str = client.version()
     status: dict[str, Any] = client.status()
     endpoints: list[str] = client.endpoints
     seconds: float = client.read_timeout
     client.close()
-    print(same, revision, value, deleted, alive)
+    print(same, revision, value, deleted, lease_seconds)
     print(server_version, status, endpoints, seconds)
 
 

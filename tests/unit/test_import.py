@@ -216,9 +216,9 @@ def test_all_of_v3_needs_no_python_etcd(hide):
             hide("torch")
             hide("etcd")
             from etcd_rendezvous import EtcdClient
-            from etcd_rendezvous._kv import key_value
+            from etcd_rendezvous._kv import state_key
             with EtcdClient(sys.argv[2]) as client:
-                kv = key_value(client)
+                kv = state_key(client)
                 stored = kv.read("k", 0, 10.0).stored
                 print(json.dumps([kv.api, stored.value.decode(), stored.revision]))
             """,

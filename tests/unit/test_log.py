@@ -12,14 +12,7 @@ import threading
 import pytest
 
 from etcd_rendezvous._log import BEAT_SECONDS, SlowBeat, log, log_under_torchrun
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
+from support.clock import Clock
 
 
 @pytest.fixture

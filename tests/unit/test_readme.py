@@ -246,6 +246,10 @@ def test_defaults():
         "key_prefix": [parsed.key_prefix],
         "ttl": [str(parsed.ttl)],
         "closed_ttl": [str(parsed.closed_ttl)],
+        "store_ttl": [
+            str(_params.DEFAULT_STORE_TTL),
+            str(_params.DEFAULT_STORE_TTL_V2),
+        ],
     }
     said = {names_in(row[0])[0]: names_in(row[2]) for row in settings_tables()[0]}
 

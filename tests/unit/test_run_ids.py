@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from etcd_rendezvous._v3 import wire
 from etcd_rendezvous._v3.client import EtcdClient
-from etcd_rendezvous._v3.keyvalue import V3KeyValue, encode_run_id
+from etcd_rendezvous._v3.state_key import V3StateKey, encode_run_id
 
 examples = settings(deadline=None, derandomize=True, max_examples=200)
 
@@ -47,7 +47,7 @@ def scanned(run_id):
     deletes, and all that is below its state's key.
     """
     recorder = Recorder()
-    kv = V3KeyValue(recorder)
+    kv = V3StateKey(recorder)
     key = kv.state_key(PREFIX, run_id)
     kv.swap(key, b"state", 0, 60, 1.0)
     messages = [next(iter(operation.values())) for operation in recorder.operations]
@@ -60,8 +60,17 @@ def scanned(run_id):
 
 
 def keys_of(run_id):
-    key = V3KeyValue(EtcdClient()).state_key(PREFIX, run_id)
-    below = ("", "/", "/store/a", "/store.slots/a", "/turn", "/turn/1", "/live/a")
+    key = V3StateKey(EtcdClient()).state_key(PREFIX, run_id)
+    below = (
+        "",
+        "/",
+        "/store/a",
+        "/store.slots/a",
+        "/store.queues/a/b",
+        "/turn",
+        "/turn/1",
+        "/live/a",
+    )
     return [f"{key}{rest}".encode() for rest in below]
 
 
@@ -115,7 +124,7 @@ def test_state_key(key_prefix, run_id, expected):
     """
     The key of a state is prefix and run id; a missing leading slash is added.
     """
-    assert expected == V3KeyValue(EtcdClient()).state_key(key_prefix, run_id)
+    assert expected == V3StateKey(EtcdClient()).state_key(key_prefix, run_id)
 
 
 def test_what_is_scanned():
@@ -127,8 +136,7 @@ def test_what_is_scanned():
 
     assert {
         (key + b"/", key + b"0"),
-        (key + b"/store/", key + b"/store0"),
-        (key + b"/store.slots/", key + b"/store.slots0"),
+        (key + b"/store.", key + b"/store0"),
         (key + b"/turn/", key + b"/turn0"),
     } == set(ranges)
     assert all(key + b"/" <= start < end <= key + b"0" for start, end in ranges)

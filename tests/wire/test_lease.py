@@ -9,6 +9,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -16,7 +18,8 @@ import pytest
 
 from etcd_rendezvous._errors import EtcdConnectionError, EtcdReplyError
 from etcd_rendezvous._v3.client import EtcdClient, LeaseNotFoundError
-from etcd_rendezvous._v3.lease import Lease
+from etcd_rendezvous._v3.lease import Lease, SharedLease
+from support.clock import Clock
 from support.scripted import (
     ScriptedServer,
     close,
@@ -39,17 +42,9 @@ EXISTS = {"error": "etcdserver: lease already exists", "code": 9}
 NOT_FOUND = {"code": 5, "message": "etcdserver: requested lease not found"}
 
 
-class Clock:
-    def __init__(self):
-        self.now = 5000.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(5000.0)
 
 
 @pytest.fixture
@@ -279,7 +274,7 @@ def test_fork():
     script = textwrap.dedent("""
         import os, sys
         from etcd_rendezvous import EtcdClient
-        from etcd_rendezvous._v3.lease import Lease
+        from etcd_rendezvous._v3.lease import Lease, SharedLease
         with EtcdClient(sys.argv[1]) as client:
             lease = Lease(client, 60)
             mine = lease.current(10.0)
@@ -310,18 +305,193 @@ def test_fork():
         assert 2 == server.connections
 
 
+# -- shared leases -----------------------------------------------------------------
+
+
+@pytest.fixture
+def share(make):
+    """
+    A function that makes a shared lease at a server.
+    """
+
+    def share(server, ttl=TTL, name=b"/run/store/"):
+        client = make(server)._client
+        return SharedLease(client, ttl, name)
+
+    return share
+
+
+def reply_for(exchange):
+    """
+    Answer as an etcd that has never heard of the lease.
+    """
+    return UNKNOWN if exchange.request.path == KEEP_ALIVE else GRANTED
+
+
+def until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def keepers():
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread.name == "etcd-rendezvous lease"
+    ]
+
+
+def test_one_name_is_one_lease(share):
+    """
+    Whoever knows the name knows the lease, and no two names share one.
+    """
+    server = SimpleNamespace(endpoint="localhost:1")
+    found = {share(server, name=f"/{i}/".encode()).id for i in range(100)}
+
+    assert 100 == len(found)
+    assert all(0 < lease_id < 2**63 for lease_id in found)
+    assert share(server).id == share(server).id
+
+
+def test_shared_lease_is_granted_once(share):
+    """
+    Nothing is sent before the first use; then it is granted, and not asked for again.
+    """
+    with ScriptedServer(reply_for) as server:
+        lease = share(server)
+        assert [] == server.requests
+
+        assert [lease.id] * 3 == [lease.current(10.0) for _ in range(3)]
+        assert [KEEP_ALIVE, GRANT] == server.paths
+        assert {lease.id} == set(ids(server))
+        assert str(TTL) == server.requests[1].json["TTL"]
+
+
+def test_shared_lease_that_is_there_is_renewed(share):
+    """
+    A lease that somebody else has granted may be about to end: it is renewed.
+    """
+    with ScriptedServer(lambda _: RENEWED) as server:
+        lease = share(server)
+        lease.current(10.0)
+
+        assert [KEEP_ALIVE] == server.paths
+
+
+def test_shared_lease_granted_by_two_at_once(share):
+    """
+    Whoever comes second finds that it exists, and has it.
+    """
+    with ScriptedServer([UNKNOWN, json_reply(EXISTS, 400)]) as server:
+        lease = share(server)
+
+        assert lease.id == lease.current(10.0)
+
+
+def test_shared_lease_that_is_gone(share):
+    """
+    Once it is known to be gone it is granted anew, under the same identifier.
+    """
+    with ScriptedServer(reply_for) as server:
+        lease = share(server)
+        lease.current(10.0)
+        lease.forget(lease.id + 1)
+        lease.current(10.0)
+        assert 2 == len(server.requests)
+
+        lease.forget(lease.id)
+        lease.current(10.0)
+        assert [KEEP_ALIVE, GRANT] * 2 == server.paths
+        assert {lease.id} == set(ids(server))
+
+
+def test_shared_lease_is_kept_until_it_is_dropped(share):
+    """
+    A thread renews it thrice a time to live, and ends with the last reference.
+    """
+    before = len(keepers())
+    renewed = json_reply({"result": {"header": {}, "ID": "9", "TTL": "1"}})
+    with ScriptedServer(lambda _: renewed) as server:
+        lease = share(server, ttl=1)
+        lease.keep()
+        lease.keep()
+        assert before + 1 == len(keepers())
+        until(lambda: len(server.requests) >= 3)
+        assert {KEEP_ALIVE} == set(server.paths)
+
+        del lease
+        until(lambda: len(keepers()) == before)
+
+
+def test_shorter_time_to_live_of_somebody_else(share):
+    """
+    Where the lease was granted for less than we would, we renew as often as that needs.
+    """
+    renewed = json_reply({"result": {"header": {}, "ID": "9", "TTL": "3"}})
+    with ScriptedServer(lambda _: renewed) as server:
+        lease = share(server)
+        assert TTL / 3 == lease.seconds_between_beats
+
+        assert lease.beat()
+        assert 1 == lease.seconds_between_beats
+
+
+def test_shared_lease_that_expired_is_told(share, caplog):
+    """
+    What hung on it is lost: one warning, and the next write grants it anew.
+    """
+    with ScriptedServer(reply_for) as server:
+        lease = share(server)
+        lease.beat()  # nobody has granted it yet: nothing is lost
+        assert [] == caplog.records
+
+        lease.current(10.0)
+        assert lease.beat()
+        assert lease.beat()
+        assert 1 == len(caplog.records)
+        assert "The lease of '/run/store/' has expired" in caplog.text
+
+        lease.current(10.0)
+        assert GRANT == server.paths[-1]
+
+
+def test_etcd_that_is_away_is_asked_again(share):
+    """
+    A renewal that fails says so, and raises nothing.
+    """
+    with refused_endpoint() as endpoint:
+        lease = share(SimpleNamespace(endpoint=endpoint))
+
+        assert not lease.beat()
+
+
+def test_grant_that_fails(share):
+    """
+    A lease that can't be had is an error, and is asked for again.
+    """
+    refused = json_reply({"code": 8, "message": "mvcc: database space exceeded"}, 429)
+    with ScriptedServer([UNKNOWN, refused, UNKNOWN, GRANTED]) as server:
+        lease = share(server)
+        with pytest.raises(EtcdReplyError, match="Could not grant a lease at"):
+            lease.current(10.0)
+
+        assert lease.id == lease.current(10.0)
+
+
 # -- the client's part -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"), [(RENEWED, True), (UNKNOWN, False), (NO_ID, False)]
+    ("step", "expected"), [(RENEWED, TTL), (UNKNOWN, 0), (NO_ID, 0)]
 )
 def test_keep_alive(step, expected):
     """
-    A renewal says whether the server still knows the lease.
+    A renewal tells the time to live, and 0 for a lease that the server doesn't know.
     """
     with ScriptedServer([step]) as server, EtcdClient(server.endpoint) as client:
-        assert expected is client.keep_alive(9)
+        assert expected == client.keep_alive(9)
         assert [(KEEP_ALIVE, {"ID": "9"})] == [
             (r.path, r.json) for r in server.requests
         ]

@@ -6,6 +6,7 @@ Every shape of reply, and of none, that etcd and what stands before it can give.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import re
 import socket
@@ -407,12 +408,42 @@ def test_nothing_is_sent_twice_behind_our_back(connect):
     """
     with ScriptedServer([close(), GOOD]) as server:
         client = connect(server.endpoint)
-        pool = client._transport._pool(client.last_endpoint)
+        transport = client._transport
+        pool = transport._pool(transport._own_pools(), client.last_endpoint)
         with pytest.raises(Exception, match="Connection aborted"):
             pool.urlopen("PUT", "/")
 
         assert 1 == len(server.requests)
         assert pool.retries is False
+
+
+def test_few_connections_stay_open(connect):
+    """
+    However many threads ask at once, two connections are left afterwards.
+    """
+    at_once = 8
+    all_here = threading.Barrier(at_once)
+
+    def reply(_):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            all_here.wait(5)
+        return GOOD
+
+    with ScriptedServer(reply) as server:
+        client = connect(server.endpoint)
+        with ThreadPoolExecutor(at_once) as threads:
+            for _ in range(2):
+                list(threads.map(lambda _: client.get("k"), range(at_once)))
+        mine = [
+            connection
+            for connection in psutil.Process().net_connections("tcp")
+            if connection.raddr
+            and server.endpoint.endswith(f":{connection.raddr[1]}")
+            and connection.status == psutil.CONN_ESTABLISHED
+        ]
+
+        assert 2 == len(mine)
+        assert at_once <= server.connections < 3 * at_once
 
 
 # -- nobody there ------------------------------------------------------------------

@@ -166,7 +166,8 @@ class EtcdClient:
             timeout: The most seconds to take; None for ``read_timeout``.
             filters: As of ``wire.range_message``: ``limit``, ``keys_only``,
                 ``count_only``, ``min_mod_revision``, ``max_mod_revision``,
-                ``max_create_revision``, ``newest_first``, ``revision``.
+                ``max_create_revision``, ``newest_first``, ``oldest_first``,
+                ``revision``.
 
         Returns:
             What was found, and the store's revision.
@@ -323,12 +324,12 @@ class EtcdClient:
                 timeout,
             )
 
-    def keep_alive(self, lease_id: int, *, timeout: float | None = None) -> bool:
+    def keep_alive(self, lease_id: int, *, timeout: float | None = None) -> int:
         """
         Renew a lease.
 
         Returns:
-            Whether the server still knows it.
+            The seconds that it was granted for, or 0 if the server does not know it.
 
         Raises:
             EtcdError: etcd can't be reached, or refuses.
@@ -337,7 +338,7 @@ class EtcdClient:
             wire.KEEP_ALIVE, {"ID": str(lease_id)}, "renew a lease", timeout
         )
         # An unknown lease is answered without a TTL.
-        return int((reply.value.get("result") or {}).get("TTL", 0)) > 0
+        return max(int((reply.value.get("result") or {}).get("TTL", 0)), 0)
 
     def revoke(self, lease_id: int, *, timeout: float | None = None) -> None:
         """

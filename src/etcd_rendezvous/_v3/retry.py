@@ -73,6 +73,9 @@ _AMBIGUOUS_CODES: Final = frozenset({1, 4, 14})
 # No socket gives these.
 _FILE_ERRORS: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EISDIR})
 
+# Not Python's own generator: its numbers are the user's, who may have seeded it.
+RANDOM: Final = random.SystemRandom()
+
 FIRST_ATTEMPT_SECONDS: Final = 2.0
 FIRST_PAUSE_SECONDS: Final = 0.025
 LONGEST_PAUSE_SECONDS: Final = 0.5
@@ -184,7 +187,7 @@ def attempt_seconds(timeouts_so_far: int, time_left: float) -> float:
 
 
 def pause_seconds(
-    rounds: int, uniform: Callable[[float, float], float] = random.uniform
+    rounds: int, uniform: Callable[[float, float], float] = RANDOM.uniform
 ) -> float:
     """
     Return how long to sleep after a full round of all endpoints, in seconds.

@@ -24,6 +24,7 @@ from urllib3.exceptions import HTTPError
 from .._errors import EtcdConnectionError
 from .._failover import Answer, Failover, Trouble
 from .._params import Endpoint, TlsFiles
+from .._pools import CONNECTIONS_PER_POOL, Usage, counted
 from . import retry, wire
 from .scheme import alert_of, speaks_the_other
 
@@ -32,7 +33,6 @@ __all__ = ["Transport", "trouble_of_exception"]
 # The socket waits this much longer than the server was told to, so that the
 # server's own words about a time-out arrive before ours.
 _GRACE_SECONDS: Final = 0.25
-_CONNECTIONS_PER_ENDPOINT: Final = 32
 _NO_TLS: Final = (
     "it does not speak TLS; use protocol=http, or name the port that serves https"
 )
@@ -56,29 +56,7 @@ class _Pools:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.by_endpoint: dict[Endpoint, urllib3.HTTPConnectionPool] = {}
-
-
-class _Connections:
-    """
-    A count of the connections made. urllib3's own misses those that it makes again.
-    """
-
-    def __init__(self) -> None:
-        self.made = 0
-
-    def counted(self, pool: urllib3.HTTPConnectionPool) -> urllib3.HTTPConnectionPool:
-        """
-        Let a pool's connections be counted.
-        """
-        count, kind = self, pool.ConnectionCls
-
-        class Counted(kind):  # type: ignore[misc, valid-type]
-            def connect(self) -> None:
-                super().connect()
-                count.made += 1
-
-        pool.ConnectionCls = Counted
-        return pool
+        self.usage = Usage(lambda: list(self.by_endpoint.values()))
 
 
 class Transport:
@@ -101,7 +79,7 @@ class Transport:
         self._connect_timeout = connect_timeout
         self._pools = _Pools()
         self._spoke: set[Endpoint] = set()
-        self._connections = _Connections()
+        self._connections_made = 0
 
     def post(
         self,
@@ -132,16 +110,18 @@ class Transport:
         """
 
         def attempt(endpoint: Endpoint, limit: float) -> dict[str, Any] | Trouble:
+            pools = self._own_pools()
             try:
-                response = self._pool(endpoint).urlopen(
-                    "POST",
-                    path,
-                    body=body,
-                    headers=_headers(limit),
-                    retries=False,
-                    redirect=False,
-                    timeout=self._timeout(limit, total=limit + _GRACE_SECONDS),
-                )
+                with pools.usage.one_more():
+                    response = self._pool(pools, endpoint).urlopen(
+                        "POST",
+                        path,
+                        body=body,
+                        headers=_headers(limit),
+                        retries=False,
+                        redirect=False,
+                        timeout=self._timeout(limit, total=limit + _GRACE_SECONDS),
+                    )
             except (HTTPError, OSError) as error:
                 return self._trouble(endpoint, error, limit)
             self._spoke.add(endpoint)
@@ -227,14 +207,16 @@ class Transport:
         """
 
         def attempt(endpoint: Endpoint, limit: float) -> tuple[int, bytes] | Trouble:
+            pools = self._own_pools()
             try:
-                response = self._pool(endpoint).urlopen(
-                    "GET",
-                    path,
-                    retries=False,
-                    redirect=False,
-                    timeout=self._timeout(limit, total=limit),
-                )
+                with pools.usage.one_more():
+                    response = self._pool(pools, endpoint).urlopen(
+                        "GET",
+                        path,
+                        retries=False,
+                        redirect=False,
+                        timeout=self._timeout(limit, total=limit),
+                    )
             except (HTTPError, OSError) as error:
                 return self._trouble(endpoint, error, limit)
             self._spoke.add(endpoint)
@@ -250,7 +232,10 @@ class Transport:
         """
         How many connections this process has made, streams apart; it never falls.
         """
-        return self._connections.made
+        return self._connections_made
+
+    def _connected(self) -> None:
+        self._connections_made += 1
 
     def close(self) -> None:
         """
@@ -295,18 +280,21 @@ class Transport:
             connect=min(connect, self._connect_timeout), read=read, total=total
         )
 
-    def _pool(self, endpoint: Endpoint) -> urllib3.HTTPConnectionPool:
-        pools = self._pools
-        if pools.pid != os.getpid():
+    def _own_pools(self) -> _Pools:
+        if self._pools.pid != os.getpid():
             # The parent's connections stay the parent's: they are left alone.
-            pools = self._pools = _Pools()
+            self._pools = _Pools()
+        return self._pools
+
+    def _pool(self, pools: _Pools, endpoint: Endpoint) -> urllib3.HTTPConnectionPool:
         pool = pools.by_endpoint.get(endpoint)
         if pool is None:
             with pools.lock:
                 pool = pools.by_endpoint.get(endpoint)
                 if pool is None:
-                    pool = self._connections.counted(
-                        self._new_pool(endpoint, size=_CONNECTIONS_PER_ENDPOINT)
+                    pool = counted(
+                        self._new_pool(endpoint, size=CONNECTIONS_PER_POOL),
+                        self._connected,
                     )
                     pools.by_endpoint[endpoint] = pool
         return pool

@@ -30,6 +30,7 @@ __all__ = [
     "op_delete",
     "op_put",
     "op_range",
+    "op_txn",
     "prefix_end",
     "txn",
     "watch_create",
@@ -177,6 +178,7 @@ def range_message(
     max_mod_revision: int = 0,
     max_create_revision: int = 0,
     newest_first: bool = False,
+    oldest_first: bool = False,
     revision: int = 0,
 ) -> Json:
     """
@@ -192,6 +194,7 @@ def range_message(
         max_mod_revision: Leave out keys that were changed later.
         max_create_revision: Leave out keys that were created later.
         newest_first: Sort by the revision of creation, the newest first.
+        oldest_first: Sort by the revision of creation, the oldest first.
         revision: Read the store as it was then, 0 for now.
     """
     message: Json = {"key": _b64(key)}
@@ -209,8 +212,8 @@ def range_message(
         message["max_mod_revision"] = str(max_mod_revision)
     if max_create_revision:
         message["max_create_revision"] = str(max_create_revision)
-    if newest_first:
-        message["sort_order"] = "DESCEND"
+    if newest_first or oldest_first:
+        message["sort_order"] = "DESCEND" if newest_first else "ASCEND"
         message["sort_target"] = "CREATE"
     if revision:
         message["revision"] = str(revision)
@@ -222,6 +225,18 @@ def put_message(key: bytes, value: bytes, lease: int = 0) -> Json:
     Return the message of a put.
     """
     message: Json = {"key": _b64(key), "value": _b64(value)}
+    if lease:
+        message["lease"] = str(lease)
+    return message
+
+
+def touch_message(key: bytes, lease: int = 0) -> Json:
+    """
+    Return the message of a put that leaves the value of a key as it is.
+
+    The key must exist. Its version is one more afterwards.
+    """
+    message: Json = {"key": _b64(key), "ignore_value": True}
     if lease:
         message["lease"] = str(lease)
     return message
@@ -258,6 +273,13 @@ def op_delete(message: Json) -> Json:
     return {"request_delete_range": message}
 
 
+def op_txn(message: Json) -> Json:
+    """
+    Return a transaction as an operation of a transaction.
+    """
+    return {"request_txn": message}
+
+
 def compare_mod(key: bytes, mod_revision: int) -> Json:
     """
     Return the comparison that a key was last changed by a revision.
@@ -288,6 +310,18 @@ def compare_lease(key: bytes, lease: int) -> Json:
         "result": "EQUAL",
         "lease": str(lease),
     }
+
+
+def compare_between(key: bytes, low: bytes, high: bytes) -> list[Json]:
+    """
+    Return the comparisons that a key's value is above one and below another.
+
+    They don't hold where there is no key.
+    """
+    return [
+        {"key": _b64(key), "target": "VALUE", "result": result, "value": _b64(value)}
+        for result, value in (("GREATER", low), ("LESS", high))
+    ]
 
 
 def txn(

@@ -1,43 +1,33 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """
-``KeyValue`` over the v3 API.
+``StateKey`` over the v3 API.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Final
 
 from .._errors import (
     EtcdConnectionError,
-    EtcdError,
     EtcdOutcomeUnknownError,
     EtcdReplyError,
 )
-from .._kv import Look, Queued, Stored, Swap, number_in
+from .._kv import Look, Queued, Stored, Swap
 from . import retry, wire
 from .client import EtcdClient, LeaseNotFoundError
 from .lease import Lease
+from .store_keys import store_range
 from .turns import TurnQueue
 
-__all__ = ["V3KeyValue", "encode_run_id"]
+__all__ = ["V3StateKey", "encode_run_id"]
 
-# etcd refuses more than 128 operations a transaction, and requests over 1.5 MiB.
-_OPERATIONS_PER_TXN: Final = 120
-_BYTES_PER_TXN: Final = 1_000_000
-_WATCHES_PER_STREAM: Final = 64
-_LONGEST_IDLE_SECONDS: Final = 15.0
 _HISTORY_SECONDS: Final = 2.0
 _LEASE_TRIES: Final = 3
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -82,9 +72,9 @@ def encode_run_id(run_id: str) -> str:
     )
 
 
-class V3KeyValue:
+class V3StateKey:
     """
-    The operations of one backend, or one store, on the v3 API.
+    The operations of one backend on the v3 API.
 
     Args:
         client: The client.
@@ -104,8 +94,6 @@ class V3KeyValue:
         self._queues: dict[bytes, TurnQueue] = {}
         self._marks: dict[bytes, _Mark] = {}
         self._seen_revision = 0
-        self._adds = 0
-        self._own_slot()
 
     @property
     def read_timeout(self) -> float:
@@ -116,7 +104,7 @@ class V3KeyValue:
 
     def state_key(self, key_prefix: str | None, run_id: str) -> str:
         """
-        See ``KeyValue``. A missing leading ``/`` is added, as python-etcd does.
+        See ``StateKey``. A missing leading ``/`` is added, as python-etcd does.
         """
         run = encode_run_id(run_id)
         key = f"{key_prefix}/{run}" if key_prefix else run
@@ -126,7 +114,7 @@ class V3KeyValue:
 
     def read(self, key: str, known: int, timeout: float) -> Look:
         """
-        See ``KeyValue``.
+        See ``StateKey``.
         """
         raw = key.encode()
         deadline = self._clock() + timeout
@@ -175,7 +163,7 @@ class V3KeyValue:
         self, key: str, value: bytes, expected: int, ttl: int, timeout: float
     ) -> Swap:
         """
-        See ``KeyValue``.
+        See ``StateKey``.
         """
         raw = key.encode()
         deadline = self._clock() + timeout
@@ -221,7 +209,7 @@ class V3KeyValue:
 
     def wait_turn(self, key: str, queued: Queued, timeout: float) -> None:
         """
-        See ``KeyValue``.
+        See ``StateKey``.
         """
         self._queue(key.encode()).wait(queued, timeout)
 
@@ -232,11 +220,10 @@ class V3KeyValue:
         mark = self._mark(key, expected)
         # A state that begins anew counts its rounds from 0 again: what the store
         # holds of earlier ones must not be read in these.
-        fresh = [
-            wire.op_delete(wire.delete_message(old, wire.prefix_end(old)))
-            for old in (key + b"/store/", key + b"/store.slots/")
-            if not expected
-        ]
+        fresh = []
+        if not expected:
+            first, end = store_range(key + b"/store/")
+            fresh = [wire.op_delete(wire.delete_message(first, end))]
         return self._client.txn(
             mark.comparisons(key) if mark else [wire.compare_mod(key, expected)],
             [
@@ -351,269 +338,3 @@ class V3KeyValue:
         if queue is None:
             queue = self._queues.setdefault(key, TurnQueue(self._client, key))
         return queue
-
-    # -- many keys in a directory ----------------------------------------------------
-
-    def get_many(
-        self, directory: str, names: Sequence[bytes], timeout: float
-    ) -> list[bytes | None]:
-        """
-        See ``KeyValue``.
-        """
-        deadline = self._clock() + timeout
-        values: list[bytes | None] = []
-        for batch in _batches([_key(directory, name) for name in names]):
-            if len(batch) == 1:
-                found, _ = self._client.range(
-                    batch[0], timeout=max(deadline - self._clock(), 0.0)
-                )
-                ranges = [found]
-            else:
-                ranges = self._client.txn(
-                    [],
-                    [wire.op_range(wire.range_message(key)) for key in batch],
-                    what=f"read {len(batch)} keys in '{directory}'",
-                    timeout=max(deadline - self._clock(), 0.0),
-                ).ranges
-            values.extend(
-                found.entries[0].value if found.entries else None for found in ranges
-            )
-        return values
-
-    def put_many(
-        self,
-        directory: str,
-        items: Sequence[tuple[bytes, bytes]],
-        ttl: int,
-        timeout: float,
-    ) -> None:
-        """
-        See ``KeyValue``. A batch is written whole or not at all.
-        """
-        deadline = self._clock() + timeout
-        # The last of equal names wins; etcd refuses a key twice in a transaction.
-        pairs = list(dict(items).items())
-        for batch in _batches(pairs, lambda pair: len(pair[0]) + len(pair[1])):
-
-            def send(
-                lease: int, left: float, batch: list[tuple[bytes, bytes]] = batch
-            ) -> object:
-                return self._client.txn(
-                    [],
-                    [
-                        wire.op_put(wire.put_message(_key(directory, n), v, lease))
-                        for n, v in batch
-                    ],
-                    what=f"write {len(batch)} key(s) in '{directory}'",
-                    timeout=left,
-                )
-
-            self._leased(ttl, deadline, send)
-
-    def add(
-        self, directory: str, name: bytes, amount: int, ttl: int, timeout: float
-    ) -> int:
-        """
-        See ``KeyValue``.
-
-        Every sum is written together with a slot of the caller's own, which tells
-        afterwards whether an attempt without an answer was applied.
-        """
-        deadline = self._clock() + timeout
-        key = _key(directory, name)
-        shown = f"add to the key '{key.decode(errors='replace')}'"
-        current: wire.Entry | None = None
-        if self._slot_owner != os.getpid():
-            self._own_slot()
-        lock = self._add_lock
-        if not lock.acquire(timeout=timeout):
-            raise EtcdConnectionError(
-                f"Could not {shown}: another thread's add has no answer yet "
-                f"({timeout:.1f} s)."
-            )
-        try:
-            slot = f"{directory.rstrip('/')}.slots/{self._slot_id}".encode()
-            self._adds += 1
-            while True:
-                total = (number_in(current.value, name) if current else 0) + amount
-                note = f"{self._adds}:{total}".encode()
-                reply = self._send_sum(
-                    key, current, total, slot, note, shown, ttl, deadline
-                )
-                if reply.succeeded:
-                    return total
-                found, slots = reply.ranges
-                if reply.maybe_earlier and note in [e.value for e in slots.entries]:
-                    return total
-                current = found.entries[0] if found.entries else None
-                if self._clock() >= deadline:
-                    raise EtcdConnectionError(
-                        f"Could not {shown}: others changed it all the time for "
-                        f"{timeout:.1f} s."
-                    )
-        finally:
-            lock.release()
-
-    def _send_sum(
-        self,
-        key: bytes,
-        current: wire.Entry | None,
-        total: int,
-        slot: bytes,
-        note: bytes,
-        what: str,
-        ttl: int,
-        deadline: float,
-    ) -> wire.TxnReply:
-        def send(lease: int, left: float) -> wire.TxnReply:
-            return self._client.txn(
-                [wire.compare_mod(key, current.mod_revision if current else 0)],
-                [
-                    wire.op_put(wire.put_message(key, str(total).encode(), lease)),
-                    wire.op_put(wire.put_message(slot, note, lease)),
-                ],
-                [
-                    wire.op_range(wire.range_message(key)),
-                    wire.op_range(wire.range_message(slot)),
-                ],
-                what=what,
-                timeout=left,
-            )
-
-        return self._leased(ttl, deadline, send)
-
-    def _own_slot(self) -> None:
-        """
-        Take a slot of one's own, as a child after ``fork`` must.
-
-        So must it take a lock: a thread that the fork left behind may hold the old.
-        """
-        self._slot_owner = os.getpid()
-        self._slot_id = uuid.uuid4().hex
-        self._add_lock = threading.Lock()
-
-    def wait(
-        self, directory: str, names: Sequence[bytes], timeout: float
-    ) -> dict[bytes, bytes]:
-        """
-        See ``KeyValue``.
-
-        What is there is read in one go. For the rest: first a watch, then a read,
-        so that nothing falls between; then whatever the watch tells.
-        """
-        deadline = self._clock() + timeout
-        wanted = list(dict.fromkeys(names))
-        limit = min(max(timeout, 1.0), self.read_timeout)
-        found = self._present(directory, wanted, limit)
-        failures = 0
-        while len(found) < len(wanted):
-            left = deadline - self._clock()
-            if left <= 0:
-                break
-            missing = [name for name in wanted if name not in found]
-            try:
-                self._wait_some(directory, missing, found, deadline)
-                failures = 0
-            except EtcdError as error:
-                if not isinstance(error, (EtcdConnectionError, EtcdReplyError)):
-                    raise
-                # The stream broke: read again, which raises what is really wrong.
-                failures += 1
-                time.sleep(min(retry.pause_seconds(failures), max(left, 0.0)))
-                limit = min(max(deadline - self._clock(), 1.0), self.read_timeout)
-                found.update(self._present(directory, missing, limit))
-        return found
-
-    def _wait_some(
-        self,
-        directory: str,
-        missing: list[bytes],
-        found: dict[bytes, bytes],
-        deadline: float,
-    ) -> None:
-        """
-        Watch and read until all are found, or one stretch of waiting is over.
-        """
-        by_key = {_key(directory, name): name for name in missing}
-        if len(missing) <= _WATCHES_PER_STREAM:
-            creates = [
-                wire.watch_create(key, watch_id=number, no_deletes=True)
-                for number, key in enumerate(by_key, start=1)
-            ]
-        else:
-            prefix = _key(directory, b"")
-            creates = [
-                wire.watch_create(
-                    prefix, wire.prefix_end(prefix), watch_id=1, no_deletes=True
-                )
-            ]
-        left = deadline - self._clock()
-        with self._client.watch(
-            creates,
-            what=f"wait for {len(missing)} key(s) in '{directory}'",
-            idle=max(min(left, _LONGEST_IDLE_SECONDS), 0.001),
-            timeout=max(min(left, self.read_timeout), 0.001),
-        ) as watch:
-            limit = min(max(deadline - self._clock(), 0.1), self.read_timeout)
-            found.update(self._present(directory, missing, limit))
-            waiting = {key for key, name in by_key.items() if name not in found}
-            if not waiting:
-                return
-            for event in watch.events():
-                key = event.entry.key
-                if key in waiting and not event.deleted:
-                    found[by_key[key]] = event.entry.value
-                    waiting.discard(key)
-                if not waiting or self._clock() >= deadline:
-                    return
-
-    def _present(
-        self, directory: str, names: Sequence[bytes], timeout: float
-    ) -> dict[bytes, bytes]:
-        values = self.get_many(directory, names, timeout)
-        return {
-            name: value
-            for name, value in zip(names, values, strict=True)
-            if value is not None
-        }
-
-    def _leased(
-        self, ttl: int, deadline: float, send: Callable[[int, float], _T]
-    ) -> _T:
-        """
-        Send a write that hangs on a lease, with a new lease if the old one is gone.
-        """
-        lease = self._lease(ttl)
-        for attempt in range(1, _LEASE_TRIES + 1):
-            lease_id = lease.current(max(deadline - self._clock(), 0.0))
-            try:
-                return send(lease_id, max(deadline - self._clock(), 0.0))
-            except LeaseNotFoundError:
-                lease.forget(lease_id)
-                if attempt == _LEASE_TRIES:
-                    raise
-        raise AssertionError("unreachable")
-
-
-def _key(directory: str, name: bytes) -> bytes:
-    return directory.encode() + name
-
-
-def _batches(
-    items: Sequence[_T], size: Callable[[_T], int] = lambda _: 0
-) -> Iterator[list[_T]]:
-    """
-    Cut items into batches that fit into one transaction each.
-    """
-    batch: list[_T] = []
-    total = 0
-    for item in items:
-        if batch and (
-            len(batch) == _OPERATIONS_PER_TXN or total + size(item) > _BYTES_PER_TXN
-        ):
-            yield batch
-            batch, total = [], 0
-        batch.append(item)
-        total += size(item)
-    if batch:
-        yield batch

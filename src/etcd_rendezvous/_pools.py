@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+What we want of urllib3's connection pools.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import urllib3
+
+__all__ = ["CONNECTIONS_PER_POOL", "Usage", "counted"]
+
+# For as many threads at the same time; what more of them need is not kept.
+CONNECTIONS_PER_POOL: Final = 32
+# What stays open to an endpoint when nothing is under way.
+_IDLE_CONNECTIONS: Final = 2
+
+
+class Usage:
+    """
+    The requests under way: after the last one few connections stay open.
+
+    Args:
+        pools: Returns the pools that are used.
+    """
+
+    def __init__(
+        self, pools: Callable[[], Iterable[urllib3.HTTPConnectionPool]]
+    ) -> None:
+        self._pools = pools
+        self._lock = threading.Lock()
+        self._requests = 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """
+        Note that a request is under way.
+        """
+        with self._lock:
+            self._requests += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._requests -= 1
+                if not self._requests:
+                    for pool in self._pools():
+                        _trim(pool)
+
+
+def _trim(pool: urllib3.HTTPConnectionPool) -> None:
+    """
+    Close all connections of a pool but a few; none may be in use.
+    """
+    queue = pool.pool
+    if queue is None or sum(map(bool, queue.queue)) <= _IDLE_CONNECTIONS:
+        return
+    # The pool's queue is always full when nothing is in use; the newest come last.
+    held = [queue.get_nowait() for _ in range(queue.qsize())][::-1]
+    open_ones = [connection for connection in held if connection is not None]
+    kept = open_ones[-_IDLE_CONNECTIONS:]
+    for connection in open_ones[:-_IDLE_CONNECTIONS]:
+        connection.close()
+    for connection in [None] * (len(held) - len(kept)) + kept:
+        queue.put_nowait(connection)
+
+
+def counted(
+    pool: urllib3.HTTPConnectionPool, connected: Callable[[], None]
+) -> urllib3.HTTPConnectionPool:
+    """
+    Let a pool tell of each new connection. urllib3's own count misses some.
+
+    Args:
+        pool: The pool; nothing has been sent over it.
+        connected: Is called after each new connection.
+    """
+    kind = pool.ConnectionCls
+
+    class Counted(kind):  # type: ignore[misc, valid-type]
+        def connect(self) -> None:
+            super().connect()
+            connected()
+
+    pool.ConnectionCls = Counted
+    return pool

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Requests to the v2 API: attempts, endpoints, connections, and what v2 said.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import urllib3
+
+import etcd
+
+from .._failover import Answer, Failover, Trouble
+from .._kv import Look, Stored
+from .._params import Endpoint, Settings
+from .._pools import CONNECTIONS_PER_POOL, Usage
+from .._v3 import retry
+from .._v3.transport import trouble_of_exception
+
+__all__ = [
+    "STORE_PATH",
+    "Requests",
+    "encode_name",
+    "is_of_v2",
+    "make_client",
+    "name_in",
+]
+
+# torch's
+STORE_PATH: Final = "/torch/elastic/store"
+
+_LONGEST_POLL_SECONDS: Final = 15.0
+_POLL_PAUSE_SECONDS: Final = 0.1
+
+_T = TypeVar("_T")
+
+
+def make_client(settings: Settings, endpoint: Endpoint) -> etcd.Client:
+    """
+    Return a python-etcd client of the member that answered.
+
+    It is made without asking the server for its members: the addresses that etcd
+    advertises need not be reachable from here.
+
+    Args:
+        settings: The settings.
+        endpoint: The member.
+    """
+    others = [other for other in settings.endpoints if other != endpoint]
+    hosts = tuple((other.host, other.port) for other in (endpoint, *others))
+    tls = settings.tls
+    return etcd.Client(
+        host=hosts,
+        protocol=endpoint.scheme,
+        read_timeout=settings.read_timeout,
+        allow_reconnect=True,
+        use_proxies=True,
+        cert=(tls.cert, tls.key) if tls.cert and tls.key else tls.cert,
+        ca_cert=tls.ca,
+    )
+
+
+class _Sender(etcd.Client):
+    """
+    A client for one attempt: a given client's settings, one member, one time limit.
+    """
+
+    def __init__(
+        self, like: etcd.Client, http: Any, base_uri: str, timeout: float
+    ) -> None:
+        self.__dict__.update(like.__dict__)
+        self.http = http
+        self._base_uri = base_uri
+        # Whether etcd lost its data is told by its index; a new cluster on the old
+        # port is one to talk to.
+        self.expected_cluster_id = None
+        self._read_timeout = timeout
+        self._allow_reconnect = False
+
+    def __del__(self) -> None:
+        """
+        Leave the connections alone: they are shared.
+        """
+
+
+class _Connections:
+    """
+    The connections of one process: a child after ``fork`` makes its own.
+
+    Args:
+        client: The client whose settings they have.
+    """
+
+    def __init__(self, client: etcd.Client) -> None:
+        settings = dict(client.http.connection_pool_kw)
+        settings.update(retries=False, maxsize=CONNECTIONS_PER_POOL)
+        self.http = urllib3.PoolManager(**settings)
+        self.pid = os.getpid()
+        pools = self.http.pools
+        self.usage = Usage(lambda: [pools[key] for key in pools.keys()])  # noqa: SIM118
+
+
+@dataclass(frozen=True)
+class _Said:
+    """
+    What v2 said of keys and watches: an answer, though python-etcd raises it.
+    """
+
+    error: etcd.EtcdException
+
+
+class Requests:
+    """
+    Send requests to whichever endpoint of a client answers.
+
+    Safe for threads, and after ``fork``.
+
+    Args:
+        client: A python-etcd client. It is read, never altered.
+        patient: Whether operations go on although no endpoint can be reached.
+        clock: A monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self, client: etcd.Client, *, patient: bool, clock: Callable[[], float]
+    ) -> None:
+        self._client = client
+        self._patient = patient
+        self._clock = clock
+        self._connections = _Connections(client)
+        uris = [client.base_uri, *client._machines_cache]  # noqa: SLF001
+        self._failover = Failover([_endpoint(uri) for uri in dict.fromkeys(uris)])
+        self._index = 0
+
+    @property
+    def read_timeout(self) -> float:
+        """
+        The client's ``read_timeout``; where it has none, a minute.
+        """
+        return float(self._client.read_timeout) or 60.0
+
+    # -- time -------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """
+        Return the clock's time, in seconds.
+        """
+        return self._clock()
+
+    def left(self, deadline: float) -> float:
+        """
+        Return the seconds until a deadline, never quite none.
+        """
+        return max(deadline - self._clock(), 0.05)
+
+    # -- etcd's index -----------------------------------------------------------------
+
+    @property
+    def index(self) -> int:
+        """
+        The newest index that etcd has told.
+        """
+        return self._index
+
+    def saw(self, index: int, baseline: int) -> None:
+        """
+        Remember the newest index.
+
+        Args:
+            index: The index in a reply.
+            baseline: The newest one known before the request was sent; an older one
+                in the reply means a wiped store.
+        """
+        if index < baseline or index > self._index:
+            self._index = index
+
+    # -- requests ---------------------------------------------------------------------
+
+    def look(self, key: str, timeout: float) -> Look:
+        """
+        Read one key.
+        """
+        node, index = self._read(key, f"read the key '{key}'", timeout)
+        return Look(_stored(node) if node is not None else None, False, index)
+
+    def children(self, path: str, timeout: float) -> tuple[list[etcd.EtcdResult], int]:
+        """
+        List a directory.
+
+        Returns:
+            The nodes in it that hold a value, and the store's index; no nodes where
+            there is no directory.
+        """
+        path = path.rstrip("/")
+        node, index = self._read(path, f"list the keys in '{path}'", timeout)
+        if node is None or not node.dir:
+            return [], index
+        # An empty directory is its own and only child.
+        return [child for child in node.children if not child.dir], index
+
+    def put(self, key: str, text: str, ttl: int, timeout: float) -> None:
+        """
+        Write one key.
+        """
+        self.run(
+            lambda sender: sender.write(key, text, ttl),
+            f"write the key '{key}'",
+            timeout,
+            writes=True,
+        )
+
+    def poll(
+        self, key: str, index: int, seconds: float, *, recursive: bool = False
+    ) -> etcd.EtcdResult | None:
+        """
+        Wait for a change, in one long poll of limited length. It raises nothing.
+
+        Args:
+            key: The key, or the directory.
+            index: The index from which on changes count, so that none falls between
+                a read and this.
+            seconds: How long to wait at most.
+            recursive: Whether to wait for what is below a directory.
+
+        Returns:
+            The change. None if none came, or nobody knows: read again, which also
+            says what is wrong.
+        """
+        endpoint = self._failover.current
+        try:
+            with self._sender(endpoint, min(seconds, _LONGEST_POLL_SECONDS)) as sender:
+                return sender.read(key, wait=True, waitIndex=index, recursive=recursive)
+        except (etcd.EtcdWatchTimedOut, etcd.EtcdEventIndexCleared):
+            return None
+        except etcd.EtcdException:
+            self._failover.move_on(endpoint)
+            time.sleep(min(_POLL_PAUSE_SECONDS, max(seconds, 0.0)))
+            return None
+
+    def run(
+        self,
+        operation: Callable[[etcd.Client], _T],
+        what: str,
+        timeout: float,
+        *,
+        writes: bool = False,
+    ) -> Answer[_T]:
+        """
+        Run an operation through the retry table.
+
+        Args:
+            operation: Sends it with a client.
+            what: The operation in words, for errors: "read the key '/a'".
+            timeout: The seconds for all attempts together.
+            writes: Whether it changes anything.
+
+        Raises:
+            EtcdError: etcd can't be reached, or refuses.
+            etcd.EtcdException: What v2 says about keys and watches.
+        """
+
+        def attempt(endpoint: Endpoint, limit: float) -> _T | _Said | Trouble:
+            try:
+                with self._sender(endpoint, limit) as sender:
+                    return operation(sender)
+            except (
+                etcd.EtcdWatchTimedOut,
+                etcd.EtcdEventIndexCleared,
+                etcd.EtcdCompareFailed,
+            ) as error:
+                return _Said(error)
+            except etcd.EtcdKeyNotFound as error:
+                return _Said(error) if is_of_v2(error) else _no_v2(error)
+            except etcd.EtcdConnectionFailed as error:
+                return trouble_of_exception(error.cause or error)
+            except etcd.EtcdException as error:
+                return _trouble_of_answer(error)
+
+        answer = self._failover.run(
+            attempt,
+            what=what,
+            timeout=timeout,
+            writes=writes,
+            patient=self._patient,
+        )
+        value: Any = answer.value
+        if isinstance(value, _Said):
+            raise value.error
+        return Answer(value, answer.endpoint, answer.maybe_earlier)
+
+    def _read(
+        self, key: str, what: str, timeout: float
+    ) -> tuple[etcd.EtcdResult | None, int]:
+        """
+        Return what is there, None for nothing, and the store's index.
+        """
+        baseline = self._index
+        try:
+            node = self.run(
+                lambda sender: sender.read(key, quorum=True), what, timeout
+            ).value
+        except etcd.EtcdKeyNotFound as error:
+            node, index = None, _index_of(error)
+        else:
+            index = int(node.etcd_index)
+        self.saw(index, baseline)
+        return node, index
+
+    @contextmanager
+    def _sender(self, endpoint: Endpoint, timeout: float) -> Iterator[_Sender]:
+        connections = self._connections
+        if connections.pid != os.getpid():
+            # The parent's connections stay the parent's.
+            connections = self._connections = _Connections(self._client)
+        with connections.usage.one_more():
+            yield _Sender(self._client, connections.http, str(endpoint), timeout)
+
+
+def _trouble_of_answer(error: etcd.EtcdException) -> Trouble:
+    payload = error.payload if isinstance(error.payload, dict) else {}
+    text = str(payload.get("cause") or payload.get("message") or error)
+    text = " ".join(text.split())[:200]
+    if "HTTP request to an HTTPS server" in text:
+        return Trouble(
+            retry.Failure.FINAL,
+            "it speaks TLS; use protocol=https",
+            error,
+            not_etcd=True,
+        )
+    # A reply without a body: so ends the long poll of an etcd that is going down.
+    if getattr(error.__context__, "doc", None) == "":
+        return Trouble(retry.Failure.AMBIGUOUS, "the reply was empty", error)
+    no_json = "JSON" in str(error) or payload.get("message") == "Bad response"
+    if "errorCode" not in payload and "404 page not found" in text:
+        return _no_v2(error)
+    if "errorCode" not in payload and no_json:
+        return Trouble(
+            retry.Failure.FINAL,
+            f"something answered that is not etcd ({text})",
+            error,
+            not_etcd=True,
+        )
+    return Trouble(retry.failure_of_reply(2, text), text, error)
+
+
+def is_of_v2(error: etcd.EtcdException) -> bool:
+    """
+    Say whether it is v2's own word; python-etcd's "key not found" may be a page's.
+    """
+    return isinstance(error.payload, dict) and "errorCode" in error.payload
+
+
+def _no_v2(error: etcd.EtcdException) -> Trouble:
+    return Trouble(
+        retry.Failure.FINAL,
+        "it answers, but does not serve etcd's v2 API: etcd up to 3.5 does with "
+        "--enable-v2, later ones no longer do; use the backend etcd-v3",
+        error,
+        not_etcd=True,
+        api_missing=True,
+    )
+
+
+def _index_of(error: Exception) -> int:
+    payload = getattr(error, "payload", None)
+    return int(payload.get("index", 0)) if isinstance(payload, dict) else 0
+
+
+def _stored(node: etcd.EtcdResult) -> Stored:
+    return Stored((node.value or "").encode(), int(node.modifiedIndex))
+
+
+def _endpoint(uri: str) -> Endpoint:
+    parts = urlsplit(uri)
+    return Endpoint(parts.scheme, parts.hostname or "", parts.port or 2379)
+
+
+# -- names in paths -----------------------------------------------------------------
+
+
+def encode_name(name: bytes) -> str:
+    """
+    Return the last part of torch's path of a store key.
+
+    torch can't read keys whose base64 has a ``/`` in it, so these may be anything
+    that does not begin with a ``_``, which would hide them; nor the empty key.
+    """
+    return b64encode(name).decode().replace("/", "-") or "="
+
+
+def name_in(path: str) -> bytes | None:
+    """
+    Return the store key of a path; None if it is none.
+    """
+    part = path.rsplit("/", 1)[-1]
+    try:
+        name = b64decode(part.replace("-", "/")) if part != "=" else b""
+    except (binascii.Error, ValueError):
+        return None
+    return name if encode_name(name) == part else None

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+``StateKey`` over the v2 API.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import etcd
+
+from .._kv import Look, Queued, Swap
+from .requests import STORE_PATH, Requests, name_in
+from .swap import swap
+
+__all__ = ["V2StateKey"]
+
+
+class V2StateKey:
+    """
+    The operations of one backend on the v2 API.
+
+    Args:
+        client: A python-etcd client. It is read, never altered.
+        clock: A monotonic clock, in seconds.
+    """
+
+    api = "v2"
+
+    def __init__(
+        self, client: etcd.Client, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._requests = Requests(client, patient=False, clock=clock)
+        self._runs: dict[str, str] = {}
+
+    @property
+    def read_timeout(self) -> float:
+        """
+        The client's ``read_timeout``; where it has none, a minute.
+        """
+        return self._requests.read_timeout
+
+    def state_key(self, key_prefix: str | None, run_id: str) -> str:
+        """
+        See ``StateKey``. Torch's path; python-etcd adds a missing leading ``/``.
+        """
+        key = f"{key_prefix}/{run_id}" if key_prefix else run_id
+        self._runs[key] = run_id
+        return key
+
+    def read(self, key: str, known: int, timeout: float) -> Look:
+        """
+        See ``StateKey``. The v2 API transfers an unchanged value, too.
+        """
+        return self._requests.look(key, timeout)
+
+    def swap(
+        self, key: str, value: bytes, expected: int, ttl: int, timeout: float
+    ) -> Swap:
+        """
+        See ``StateKey``.
+
+        v2 knows no leases, so that after a lost reply only the bytes tell whose
+        write it was: two agents that write the same bytes at once may both be told
+        that they won.
+        """
+        deadline = self._requests.now() + timeout
+        if not expected:
+            self._forget_earlier_rounds(key, deadline)
+        return swap(self._requests, key, value, expected, ttl, deadline)
+
+    def wait_turn(self, key: str, queued: Queued, timeout: float) -> None:
+        """
+        See ``StateKey``. The v2 API knows no order.
+        """
+
+    def _forget_earlier_rounds(self, key: str, deadline: float) -> None:
+        """
+        Delete what the store holds of a run whose state is gone.
+
+        A state that begins anew counts its rounds from 0 again: what earlier ones
+        left must not be read in these. Only what is older than the state's absence
+        goes, so that whoever is quicker loses nothing.
+        """
+        run_id = self._runs.get(key)
+        if run_id is None:
+            return
+        absent = self.read(key, 0, self._requests.left(deadline))
+        if absent.stored is not None:
+            return
+        nodes, _ = self._requests.children(STORE_PATH, self._requests.left(deadline))
+        rounds = f"torch.rendezvous.{run_id}.".encode()
+        for node in nodes:
+            old = node.modifiedIndex <= absent.store_revision
+            if old and (name_in(node.key) or b"").startswith(rounds):
+                self._delete_unchanged(node, self._requests.left(deadline))
+
+    def _delete_unchanged(self, node: etcd.EtcdResult, timeout: float) -> None:
+        with contextlib.suppress(etcd.EtcdKeyNotFound, etcd.EtcdCompareFailed):
+            self._requests.run(
+                lambda sender: sender.delete(node.key, prevIndex=node.modifiedIndex),
+                f"delete the key '{node.key}'",
+                timeout,
+                writes=True,
+            )
