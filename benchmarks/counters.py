@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Three ways to count on etcd v3, side by side: why ``EtcdStore.add`` does what it does.
+
+All clients add 1 to one key at the same time, each on a connection of its own, as
+threads in eight processes. The ways take turns.
+
+- *swap*: read, then compare and swap, until nobody else was quicker.
+- *children*: a key of its own for each add; the sum is how many there are.
+- *version*: ``EtcdStore.add``: etcd counts the writes of the key itself.
+
+    python -m benchmarks.counters --clients 64 256 --runs 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import multiprocessing
+import statistics
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from etcd_rendezvous import EtcdClient, EtcdServer
+from etcd_rendezvous._v3 import wire
+from etcd_rendezvous._v3.store_keys import V3StoreKeys
+
+PROCESSES = 8
+
+
+def swap(client: EtcdClient, key: bytes) -> int:
+    known: wire.Entry | None = None
+    while True:
+        total = (int(known.value) if known else 0) + 1
+        reply = client.txn(
+            [wire.compare_mod(key, known.mod_revision if known else 0)],
+            [wire.op_put(wire.put_message(key, b"%d" % total))],
+            [wire.op_range(wire.range_message(key))],
+        )
+        if reply.succeeded:
+            return total
+        known = reply.ranges[0].entries[0]
+
+
+def children(client: EtcdClient, key: bytes) -> int:
+    below = key + b"/"
+    reply = client.txn(
+        [],
+        [
+            wire.op_put(wire.put_message(below + uuid.uuid4().hex.encode(), b"")),
+            wire.op_range(
+                wire.range_message(below, wire.prefix_end(below), count_only=True)
+            ),
+        ],
+    )
+    return reply.ranges[0].count
+
+
+WAYS = ("swap", "children", "version")
+
+
+def _adder(way: str, client: EtcdClient, key: bytes) -> Callable[[], int]:
+    """
+    Return what adds 1, ready to go: connected, and with a lease where it needs one.
+    """
+    client.version()
+    if way == "version":
+        keys = V3StoreKeys(client, f"{key.decode()}/", 60)
+        keys.put_many([(b"ready", b"")], 60.0)
+        return lambda: keys.add(b"n", 1, 60.0)
+    count = swap if way == "swap" else children
+    return lambda: count(client, key)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
+    parser.add_argument("--clients", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--binary", help="the etcd to measure with")
+    options = parser.parse_args()
+    with EtcdServer(binary=options.binary) as server:
+        print(f"etcd {server.version}; medians of {options.runs} interleaved runs")
+        for clients in options.clients:
+            _compare(server.get_endpoint(), clients, options.runs)
+    return 0
+
+
+def _compare(endpoint: str, clients: int, runs: int) -> None:
+    times = collections.defaultdict(list)
+    asked = collections.defaultdict(list)
+    for _ in range(runs):
+        for way in WAYS:
+            seconds, requests = _add_at_once(way, endpoint, clients)
+            times[way].append(seconds)
+            asked[way].append(requests / clients)
+    for way in WAYS:
+        print(
+            f"{clients:4} adders  {way:9} {statistics.median(times[way]):6.2f} s  "
+            f"{statistics.median(asked[way]):6.1f} transactions an add",
+            flush=True,
+        )
+
+
+def _add_at_once(way: str, endpoint: str, clients: int) -> tuple[float, int]:
+    """
+    Let all add once.
+
+    Returns:
+        The seconds until the last was done, and the transactions sent.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["etcd_rendezvous._v3.store_keys"])
+    processes = min(PROCESSES, clients)
+    go = context.Barrier(processes + 1)
+    results: Any = context.Queue()
+    key = f"/counters/{uuid.uuid4().hex}".encode()
+    workers = [
+        context.Process(
+            target=_process,
+            args=(way, endpoint, key, len(range(i, clients, processes)), go, results),
+            daemon=True,
+        )
+        for i in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    go.wait(60)
+    started = time.perf_counter()
+    sums, transactions = [], 0
+    for _ in workers:
+        found, sent = results.get(timeout=120)
+        sums += found
+        transactions += sent
+    seconds = time.perf_counter() - started
+    for worker in workers:
+        worker.join(30)
+    if sorted(sums) != list(range(1, clients + 1)):
+        raise AssertionError(f"{way} miscounted: {sorted(sums)}")
+    return seconds, transactions
+
+
+def _process(
+    way: str, endpoint: str, key: bytes, count: int, go: Any, results: Any
+) -> None:
+    clients = [_Counted(endpoint) for _ in range(count)]
+    adders = [_adder(way, client, key) for client in clients]
+    sums: list[int] = []
+    threads = [
+        threading.Thread(target=lambda add=add: sums.append(add())) for add in adders
+    ]
+    go.wait(60)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    results.put((sums, sum(client.sent[0] for client in clients)))
+
+
+class _Counted(EtcdClient):
+    """
+    A client that counts its transactions.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint)
+        self.sent = [0]  # shared with its copies
+
+    def txn(self, *args: Any, **kwargs: Any) -> wire.TxnReply:
+        self.sent[0] += 1
+        return super().txn(*args, **kwargs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
