@@ -23,9 +23,9 @@ __all__ = [
     "StoreKeys",
     "Stored",
     "Swap",
-    "number_in",
     "state_key",
     "store_keys",
+    "sum_of",
 ]
 
 
@@ -217,7 +217,8 @@ class StoreKeys(Protocol):
         Raises:
             EtcdOutcomeUnknownError: Nobody can tell any more whether it was
                 applied, or with which sum.
-            ValueError: What is stored is not a decimal number.
+            ValueError: What is stored is not a decimal number, or the sum is beyond
+                64 bits.
         """
 
     def names(self, timeout: float) -> list[bytes]:
@@ -261,23 +262,31 @@ class StoreKeys(Protocol):
         """
 
 
-def number_in(value: bytes, name: bytes) -> int:
+def sum_of(value: bytes | None, amount: int, name: bytes) -> int:
     """
-    Return the decimal number that a counter holds.
+    Add to the decimal number that a counter holds.
 
     Args:
-        value: The stored value.
+        value: The stored value; None counts as 0.
+        amount: What to add.
         name: The counter's name, for the error.
 
     Raises:
-        ValueError: It is not a number.
+        ValueError: It is not a number, or the sum is beyond the 64 bits of torch's
+            stores.
     """
-    if not re.fullmatch(rb"\s*[+-]?[0-9]+\s*", value):
+    if value is not None and not re.fullmatch(rb"\s*[+-]?[0-9]+\s*", value):
         raise ValueError(
             f"The value of the key '{name.decode(errors='replace')}' is not a number; "
             "add() needs a decimal one."
         )
-    return int(value)
+    total = (0 if value is None else int(value)) + amount
+    if not -(2**63) <= total < 2**63:
+        raise ValueError(
+            f"The sum for the key '{name.decode(errors='replace')}' does not fit into "
+            "64 bits."
+        )
+    return total
 
 
 def state_key(client: object) -> StateKey:

@@ -139,7 +139,8 @@ class EtcdStore(Store):
 
         Raises:
             DistNetworkError: etcd can't be reached, or refuses.
-            DistStoreError: What is stored is not a number; it stays.
+            DistStoreError: What is stored is not a number, or the sum is beyond 64
+                bits; it stays.
         """
         amount = operator.index(num)
         if not -(2**63) <= amount < 2**63:

@@ -107,6 +107,22 @@ def test_add_to_text(newest_served, run_id, text):
     assert store.add(run_id, 1) == 2
 
 
+@pytest.mark.parametrize(
+    ("number", "amount"),
+    [(2**63 - 1, 1), (2**63 - 1, 5), (-(2**63), -1), (2**63, 0), (2**70, -(2**62))],
+)
+def test_sums_beyond_64_bits(newest_served, run_id, number, amount):
+    """
+    A sum that torch could not hand on is an error, and what is there stays.
+    """
+    store = newest_served.store(run_id)
+    store.set(run_id, str(number))
+    with pytest.raises(DistStoreError, match=rf"'{run_id}' does not fit into 64 bits"):
+        store.add(run_id, amount)
+
+    assert store.get(run_id) == str(number).encode()
+
+
 def test_a_limit_of_nothing(newest_served, run_id):
     """
     A limit of no time bounds the waiting alone: what is there is found. TCPStore's

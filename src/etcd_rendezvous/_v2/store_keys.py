@@ -24,7 +24,7 @@ from .._errors import (
     EtcdOutcomeUnknownError,
     EtcdProtocolError,
 )
-from .._kv import number_in
+from .._kv import sum_of
 from .requests import Requests, encode_name, name_in
 from .swap import delete, swap
 
@@ -155,12 +155,10 @@ class V2StoreKeys:
         After a lost reply a sum that stands where ours was to stand is taken for
         ours: v2 has nothing else that would tell.
         """
-
-        def total(current: bytes | None) -> int:
-            return amount if current is None else number_in(current, name) + amount
-
-        before = self.change(name, lambda current: b"%d" % total(current), timeout)
-        return total(before)
+        before = self.change(
+            name, lambda current: b"%d" % sum_of(current, amount, name), timeout
+        )
+        return sum_of(before, amount, name)
 
     def _give_up_if_late(self, what: str, deadline: float) -> None:
         if self._requests.now() >= deadline:

@@ -20,7 +20,7 @@ from .._errors import (
     EtcdOutcomeUnknownError,
     EtcdReplyError,
 )
-from .._kv import number_in
+from .._kv import sum_of
 from . import retry, values, wire
 from .client import EtcdClient, LeaseNotFoundError
 from .lease import SharedLease
@@ -260,7 +260,7 @@ class V3StoreKeys:
         entry = None if amount == 1 else self._entry(key, deadline)
 
         def plus(current: bytes | None) -> bytes:
-            return b"%d" % (_number(current, name) + amount)
+            return b"%d" % sum_of(current, amount, name)
 
         def as_counter(value: bytes, version: int) -> bytes:
             return values.counter(int(value), version)
@@ -272,7 +272,7 @@ class V3StoreKeys:
                     return total
             done, before, entry = self._try(name, entry, plus, as_counter, deadline)
             if done:
-                return _number(before, name) + amount
+                return sum_of(before, amount, name)
 
     def _count_up(
         self, key: bytes, name: bytes, deadline: float
@@ -307,7 +307,7 @@ class V3StoreKeys:
         if entry is None or entry.mod_revision != applied:
             # Others have written since: an earlier send of ours was applied.
             entry = self._as_it_was(key, applied, what, deadline)
-        return entry, _number(values.decode(entry), name)
+        return entry, int(values.decode(entry))
 
     def _as_it_was(
         self, key: bytes, revision: int, what: str, deadline: float
@@ -563,10 +563,6 @@ class V3StoreKeys:
 
 def _as_it_is(value: bytes, version: int) -> bytes:  # noqa: ARG001
     return values.encode(value)
-
-
-def _number(value: bytes | None, name: bytes) -> int:
-    return 0 if value is None else number_in(value, name)
 
 
 def _putting(key: bytes, value: bytes) -> Callable[[int], list[wire.Json]]:
