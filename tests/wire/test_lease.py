@@ -425,6 +425,37 @@ def test_shared_lease_is_kept_until_it_is_dropped(share):
         until(lambda: len(keepers()) == before)
 
 
+def test_nobody_waits_for_another_ones_grant_to_keep_it(share):
+    """
+    While one thread's grant has no answer, others still begin to keep the lease, and
+    give up a write at their own limit.
+    """
+    answer = threading.Event()
+
+    def reply_late(exchange):
+        answer.wait(20)
+        return reply_for(exchange)
+
+    with ScriptedServer(reply_late) as server:
+        lease = share(server)
+        granting = threading.Thread(target=lease.current, args=(20.0,))
+        granting.start()
+        until(lambda: server.requests)
+        # As when another thread comes right between its first steps.
+        lease._keeper = None
+        started = time.monotonic()
+        try:
+            lease.keep()
+            with pytest.raises(EtcdConnectionError, match="another thread's attempt"):
+                lease.current(0.2)
+            took = time.monotonic() - started
+        finally:
+            answer.set()
+            granting.join(20)
+
+    assert took < 2
+
+
 def test_shorter_time_to_live_of_somebody_else(share):
     """
     Where the lease was granted for less than we would, we renew as often as that needs.

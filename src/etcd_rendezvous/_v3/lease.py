@@ -145,6 +145,8 @@ class SharedLease:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._granted = False
+        # A lock of its own: the other one is held while etcd is asked.
+        self._keeper_lock = threading.Lock()
         self._keeper: threading.Thread | None = None
 
     def keep(self) -> None:
@@ -155,7 +157,7 @@ class SharedLease:
             # The lock may have been held by a thread that the fork left behind.
             self._start_anew()
         if self._keeper is None:
-            with self._lock:
+            with self._keeper_lock:
                 if self._keeper is None:
                     self._keeper = _start_keeper(self)
 
