@@ -12,6 +12,7 @@ import base64
 import contextlib
 
 import pytest
+import urllib3
 
 from etcd_rendezvous import EtcdClient
 from support import etcds
@@ -130,6 +131,16 @@ class Served:
             self._run_etcdctl(self.endpoint, "del", "--", key)
         else:
             self.client().delete(key)
+
+    def compact(self):
+        """
+        Drop all history of v3.
+        """
+        newest = self._run_etcdctl(self.endpoint, "get", "--", "/")["header"]
+        with urllib3.PoolManager(retries=False) as pool:
+            url = f"http://{self.endpoint}/v3/kv/compaction"
+            reply = pool.request("POST", url, json={"revision": newest["revision"]})
+            assert reply.status == 200, reply.data
 
     def seconds_left(self, key):
         """

@@ -13,7 +13,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import urllib3
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from etcd_rendezvous import EtcdConnectionError, EtcdOutcomeUnknownError
@@ -264,8 +263,7 @@ def test_history_that_is_compacted(v3_proxied, run_id):
 
     def forget():
         overwrite(other, b"theirs", b"last")
-        _, newest = other.get_state()
-        compact(served, int(newest))
+        served.compact()
 
     with (
         proxy.expect_swallowed(1),
@@ -280,13 +278,6 @@ def test_history_that_is_compacted(v3_proxied, run_id):
     assert backend.key in str(cause)
     assert other.get_state()[0] == b"last"
     assert backend.get_state()[0] == b"last"
-
-
-def compact(served, revision):
-    with urllib3.PoolManager(retries=False) as pool:
-        url = f"http://{served.endpoint}/v3/kv/compaction"
-        reply = pool.request("POST", url, json={"revision": str(revision)})
-        assert reply.status == 200, reply.data
 
 
 def test_history_that_v2_has_dropped(newest_v2, run_id, make_proxy):

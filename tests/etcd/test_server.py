@@ -438,7 +438,7 @@ def test_paused_leader_loses_the_lead(make_cluster):
 # --- Owners
 
 OWNER = """\
-import os, sys, threading, time
+import os, signal, sys, threading, time
 from etcd_rendezvous._server import EtcdServer
 server = EtcdServer(binary=sys.argv[1])
 {start}
@@ -538,7 +538,9 @@ def test_interrupt_during_the_start_leaves_nothing(newest_etcd_binary, tmp_path)
     Ctrl-C while a server starts ends its process and deletes its data.
     """
     start = (
-        "interrupt = lambda: os.kill(os.getpid(), 2)\n"
+        # Where the tests run in a shell's background, it is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "threading.Timer(0.3, interrupt).start()\n"
         "try:\n"
         "    server._wait_healthy = lambda *_: time.sleep(60)\n"

@@ -111,6 +111,26 @@ def test_synchronize(newest_served, run_id):
     assert [store.timeout for store in kept] == [timedelta(seconds=300)] * 4
 
 
+def test_synchronize_again_and_again(newest_served, run_id):
+    """
+    None of 16 agents that synchronize 20 times is ever told late of another one's data.
+    """
+    slowest = 0.0
+    for number in range(20):
+        stores = [newest_served.store(f"{run_id}-{number}") for _ in range(16)]
+        start = time.monotonic()
+        found = run_ranks(
+            16,
+            lambda rank, stores=stores: store_util.synchronize(
+                stores[rank], b"%d" % rank, rank, 16, "data-", timeout=60
+            ),
+        )
+        slowest = max(slowest, time.monotonic() - start)
+
+        assert found == [[b"%d" % rank for rank in range(16)]] * 16
+    assert slowest < 5
+
+
 def test_synchronize_with_one_missing(newest_served, run_id):
     """
     Agents do not wait longer for another one's data than they said.

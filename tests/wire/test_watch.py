@@ -241,6 +241,20 @@ def test_several_watches(connect):
         assert creates == [json.loads(line) for line in request.body.split(b"\n")]
 
 
+def test_more_watches_than_etcd_is_sure_to_read(connect):
+    """
+    A gateway may overlook what follows the first 512 bytes of a body, so that only the first
+    watch is opened.
+    """
+    creates = [wire.watch_create(b"k" * 180, watch_id=number) for number in (1, 2)]
+    with ScriptedServer([chunks(CREATED, A, then=silence())]) as server:
+        with watching(connect(server.endpoint), *creates) as watch:
+            assert ABC[:1] == told(watch.events(), 1)
+
+        (request,) = server.requests
+        assert creates[0] == request.json
+
+
 def test_a_connection_of_its_own(connect):
     """
     A watch shares its connection with nobody, and requests go on meanwhile.

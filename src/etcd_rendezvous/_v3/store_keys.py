@@ -9,7 +9,6 @@ that each operation is one transaction, whose outcome the slot tells.
 
 from __future__ import annotations
 
-import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +31,10 @@ __all__ = ["V3StoreKeys", "store_range"]
 _OPERATIONS_PER_TXN: Final = 120
 _BYTES_PER_TXN: Final = 1_000_000
 _NAMES_PER_PAGE: Final = 5_000
-_WATCHES_PER_STREAM: Final = 64
 _LONGEST_IDLE_SECONDS: Final = 15.0
 _LEASE_TRIES: Final = 3
+# Up to 0.2 s, when a stream broke.
+_ROUNDS_FOR_A_PAUSE: Final = 4
 
 _T = TypeVar("_T")
 # From a lease to the operations of a write, and what must hold for it.
@@ -444,10 +444,11 @@ class V3StoreKeys:
                 continue  # somebody else was quicker
             if self._clock() >= waited_until:
                 return None
-            self._watch(
-                lambda: [_watch_prefix(prefix)],
-                lambda: self._count(prefix, timeout) > 0,
-                lambda _: True,
+            self._next_write(
+                wire.watch_create(
+                    prefix, wire.prefix_end(prefix), watch_id=1, no_deletes=True
+                ),
+                lambda: self._count(prefix, timeout) == 0,
                 what,
                 waited_until,
             )
@@ -481,84 +482,80 @@ class V3StoreKeys:
         """
         See ``StoreKeys``.
 
-        What is there is read in one go. For the rest: first a watch, then a read,
-        so that nothing falls between; then whatever the watch tells.
+        What is there is read in one go. As long as keys are missing, one of them is
+        watched, and with it the others are read again. It is chosen by chance, so
+        that of N that come in whatever order about ln N are watched.
         """
         deadline = self._clock() + timeout
         missing = dict.fromkeys(names)
         found: dict[bytes, bytes] = {}
 
-        def look(least_seconds: float = 0.1) -> bool:
+        def look(least_seconds: float) -> None:
             asked = list(missing)
             limit = min(max(deadline - self._clock(), least_seconds), self.read_timeout)
             for name, value in zip(asked, self.get_many(asked, limit), strict=True):
                 if value is not None:
                     found[name] = value
                     del missing[name]
-            return not missing
-
-        def note(entry: wire.Entry) -> bool:
-            name = entry.key.removeprefix(self._directory)
-            if name in missing:
-                found[name] = values.decode(entry)
-                del missing[name]
-            return not missing
-
-        def creates() -> list[wire.Json]:
-            keys = [self._directory + name for name in missing]
-            if len(keys) > _WATCHES_PER_STREAM:
-                return [_watch_prefix(_common_prefix(keys))]
-            return [
-                wire.watch_create(key, watch_id=number, no_deletes=True)
-                for number, key in enumerate(keys, start=1)
-            ]
 
         # However short the time, what is there is read.
-        if not look(least_seconds=1.0):
-            what = f"wait for keys in {self._shown}"
-            self._watch(creates, look, note, what, deadline)
+        look(least_seconds=1.0)
+        while missing and self._clock() < deadline:
+            watched = retry.RANDOM.choice(list(missing))
+
+            def is_missing(watched: bytes = watched) -> bool:
+                look(least_seconds=0.1)
+                return watched in missing
+
+            entry = self._next_write(
+                wire.watch_create(
+                    self._directory + watched, watch_id=1, no_deletes=True
+                ),
+                is_missing,
+                f"wait for keys in {self._shown}",
+                deadline,
+            )
+            if entry is not None:
+                found[watched] = values.decode(entry)
+                del missing[watched]
         return found
 
-    def _watch(
+    def _next_write(
         self,
-        creates: Callable[[], list[wire.Json]],
-        look: Callable[[], bool],
-        note: Callable[[wire.Entry], bool],
+        create: wire.Json,
+        is_missing: Callable[[], bool],
         what: str,
         deadline: float,
-    ) -> None:
+    ) -> wire.Entry | None:
         """
-        Wait: first a watch, then a look, so that nothing falls between.
+        Wait for a write, for a while.
 
         Args:
-            creates: Makes the watches.
-            look: Reads what is there; returns whether that is all.
-            note: Takes what was written; returns whether that was all.
+            create: The watch that tells it.
+            is_missing: Looks whether it is still to be waited for. It is called when
+                the watch is there, so that nothing falls between.
             what: The operation in words, for errors.
             deadline: When to stop.
+
+        Returns:
+            What was written; None if nothing was to be waited for, or was told.
         """
-        failures = 0
-        while (left := deadline - self._clock()) > 0:
-            try:
-                with self._client.watch(
-                    creates(),
-                    what=what,
-                    idle=min(left, _LONGEST_IDLE_SECONDS),
-                    timeout=min(left, self.read_timeout),
-                ) as watch:
-                    if look():
-                        return
-                    for event in watch.events():
-                        if note(event.entry) or self._clock() >= deadline:
-                            return
-                failures = 0
-            except (EtcdConnectionError, EtcdReplyError):
-                # The stream broke: look again, which raises what is really wrong.
-                failures += 1
-                left = self._left(deadline)
-                time.sleep(min(retry.pause_seconds(failures), left))
-                if left and look():
-                    return
+        left = max(deadline - self._clock(), 0.01)
+        try:
+            with self._client.watch(
+                [create],
+                what=what,
+                idle=min(left, _LONGEST_IDLE_SECONDS),
+                timeout=min(left, self.read_timeout),
+            ) as watch:
+                if is_missing():
+                    return next((event.entry for event in watch.events()), None)
+        except (EtcdConnectionError, EtcdReplyError):
+            # The stream broke: a look then raises what is really wrong.
+            time.sleep(min(retry.pause_seconds(_ROUNDS_FOR_A_PAUSE), left))
+            if self._clock() < deadline:
+                is_missing()
+        return None
 
 
 def _as_it_is(value: bytes, version: int) -> bytes:  # noqa: ARG001
@@ -571,20 +568,6 @@ def _putting(key: bytes, value: bytes) -> Callable[[int], list[wire.Json]]:
 
 def _deleting(key: bytes) -> Callable[[int], list[wire.Json]]:
     return lambda _: [wire.op_delete(wire.delete_message(key))]
-
-
-def _common_prefix(keys: Sequence[bytes]) -> bytes:
-    first, last = min(keys), max(keys)
-    same = itertools.takewhile(
-        lambda pair: pair[0] == pair[1], zip(first, last, strict=False)
-    )
-    return first[: sum(1 for _ in same)]
-
-
-def _watch_prefix(prefix: bytes) -> wire.Json:
-    return wire.watch_create(
-        prefix, wire.prefix_end(prefix), watch_id=1, no_deletes=True
-    )
 
 
 def _shown(key: bytes) -> str:

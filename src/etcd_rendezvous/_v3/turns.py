@@ -203,6 +203,8 @@ class TurnQueue:
             0 if it is gone, or time is up; else the revision since which neither it
             nor the pulse has moved for ``STALL_SECONDS``.
         """
+        # Where the run's id is so long that there is no room for the pulse, only order
+        # is the worse for it.
         creates = [
             wire.watch_create(place.behind, watch_id=1, no_puts=True),
             wire.watch_create(self._pulse, watch_id=2, no_deletes=True),

@@ -3,7 +3,7 @@
 Bounded watch streams.
 
 A watch is a connection of its own, closed when its time is up: a
-``cancel_request`` does nothing over HTTP. Several watches share one stream: their
+``cancel_request`` does nothing over HTTP. A few watches can share one stream: their
 requests stand in one complete body, a newline between.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import urllib3
 from urllib3.exceptions import HTTPError, ReadTimeoutError
@@ -22,6 +22,10 @@ from . import retry, wire
 from .transport import Transport
 
 __all__ = ["Watch", "open_watch"]
+
+# The gateway reads a body by this many bytes at first. When it begins to answer, Go's
+# server drops what was not yet read: a later watch then is never opened.
+_SURELY_READ_BYTES: Final = 512
 
 
 class Watch:
@@ -119,6 +123,8 @@ def open_watch(
     Args:
         transport: The way to etcd.
         creates: The watches, from ``wire.watch_create``, each with its own number.
+            Where they are longer than what etcd is sure to read, only the first is
+            opened.
         what: The operation in words, for errors.
         timeout: The most seconds until the stream is open.
         idle: The seconds of silence after which ``Watch.events`` ends.
@@ -132,6 +138,9 @@ def open_watch(
         EtcdReplyError: The server refused it.
     """
     body = b"\n".join(wire.encode(create) for create in creates)
+    if len(body) > _SURELY_READ_BYTES:
+        creates = creates[:1]
+        body = wire.encode(creates[0])
     with transport.stream(
         wire.WATCH, body, what=what, timeout=timeout, idle=idle
     ) as response:
