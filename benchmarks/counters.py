@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import argparse
 import collections
-import multiprocessing
 import statistics
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +26,9 @@ from etcd_rendezvous import EtcdClient, EtcdServer
 from etcd_rendezvous._v3 import wire
 from etcd_rendezvous._v3.store_keys import V3StoreKeys
 
-PROCESSES = 8
+from .clients import run_at_once
+
+PRELOAD = "etcd_rendezvous._v3.store_keys"
 
 
 def swap(client: EtcdClient, key: bytes) -> int:
@@ -112,52 +111,23 @@ def _add_at_once(way: str, endpoint: str, clients: int) -> tuple[float, int]:
     Returns:
         The seconds until the last was done, and the transactions sent.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["etcd_rendezvous._v3.store_keys"])
-    processes = min(PROCESSES, clients)
-    go = context.Barrier(processes + 1)
-    results: Any = context.Queue()
     key = f"/counters/{uuid.uuid4().hex}".encode()
-    workers = [
-        context.Process(
-            target=_process,
-            args=(way, endpoint, key, len(range(i, clients, processes)), go, results),
-            daemon=True,
-        )
-        for i in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
-    go.wait(60)
-    started = time.perf_counter()
-    sums, transactions = [], 0
-    for _ in workers:
-        found, sent = results.get(timeout=120)
-        sums += found
-        transactions += sent
-    seconds = time.perf_counter() - started
-    for worker in workers:
-        worker.join(30)
-    if sorted(sums) != list(range(1, clients + 1)):
-        raise AssertionError(f"{way} miscounted: {sorted(sums)}")
-    return seconds, transactions
+    outcome = run_at_once(
+        clients, _prepare, way, endpoint, key, limit=120.0, preload=PRELOAD
+    )
+    sums = sorted(total for total, _ in outcome.results)
+    if sums != list(range(1, clients + 1)):
+        raise AssertionError(f"{way} miscounted: {sums} {outcome.failures}")
+    return outcome.seconds, sum(sent for _, sent in outcome.results)
 
 
-def _process(
-    way: str, endpoint: str, key: bytes, count: int, go: Any, results: Any
-) -> None:
-    clients = [_Counted(endpoint) for _ in range(count)]
-    adders = [_adder(way, client, key) for client in clients]
-    sums: list[int] = []
-    threads = [
-        threading.Thread(target=lambda add=add: sums.append(add())) for add in adders
-    ]
-    go.wait(60)
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    results.put((sums, sum(client.sent[0] for client in clients)))
+def _prepare(
+    _rank: int, way: str, endpoint: str, key: bytes
+) -> Callable[[], tuple[int, int]]:
+    client = _Counted(endpoint)
+    add = _adder(way, client, key)
+    client.sent[0] = 0
+    return lambda: (add(), client.sent[0])
 
 
 class _Counted(EtcdClient):

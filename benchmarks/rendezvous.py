@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import argparse
 import collections
-import multiprocessing
 import statistics
 import sys
-import threading
-import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from etcd_rendezvous import EtcdServer
 
-PROCESSES = 8
+from .clients import run_at_once
+
 # What is promised: never much slower than c10d, and twice as fast from 256 nodes on.
 AT_MOST = 1.1
 BIG = 256
@@ -88,12 +87,6 @@ def meet(
         The seconds that the slowest took (the limit if some never met), the swaps
         tried, and those lost.
     """
-    # torch is imported once, in the server that the processes are forked from.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.preload"])
-    processes = min(PROCESSES, nodes)
-    go = context.Barrier(processes + 1)
-    results: Any = context.Queue()
     run_id = uuid.uuid4().hex
     store = None
     if backend == "c10d":
@@ -101,79 +94,33 @@ def meet(
 
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         endpoint = f"127.0.0.1:{store.port}"
-    share = [nodes // processes + (i < nodes % processes) for i in range(processes)]
-    children = [
-        context.Process(
-            target=_process,
-            args=(backend, endpoint, run_id, nodes, count, number, limit, go, results),
-            daemon=True,
-        )
-        for number, count in enumerate(share)
-    ]
-    for child in children:
-        child.start()
-    go.wait(120)
-    slowest, tried, lost = 0.0, 0, 0
-    for _ in children:
-        seconds, child_tried, child_lost = results.get(timeout=limit + 120)
-        slowest = max(slowest, seconds)
-        tried += child_tried
-        lost += child_lost
-    for child in children:
-        child.join(30)
-        if child.is_alive():
-            child.kill()
-    return min(slowest, limit), tried, lost
-
-
-def _process(
-    backend_name: str,
-    endpoint: str,
-    run_id: str,
-    nodes: int,
-    count: int,
-    number: int,
-    limit: float,
-    go: Any,
-    results: Any,
-) -> None:
-    handlers, counters = [], []
-    for local in range(count):
-        handler, counter = _handler(
-            backend_name, endpoint, run_id, nodes, f"node{number:02}x{local:03}", limit
-        )
-        handlers.append(handler)
-        counters.append(counter)
-    finished: list[float] = []
-
-    def join(handler: Any) -> None:
-        handler.next_rendezvous()
-        finished.append(time.perf_counter())
-
-    threads = [
-        threading.Thread(target=join, args=(handler,), daemon=True)
-        for handler in handlers
-    ]
-    go.wait(120)
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(started + limit - time.perf_counter(), 0.0))
-    seconds = max(finished) - started if len(finished) == count else limit
-    results.put(
-        (
-            seconds,
-            sum(counter["tried"] for counter in counters),
-            sum(counter["lost"] for counter in counters),
-        )
+    outcome = run_at_once(
+        nodes,
+        _prepare,
+        backend,
+        endpoint,
+        run_id,
+        nodes,
+        limit,
+        limit=limit,
+        preload="benchmarks.preload",
     )
-    results.close()
-    results.join_thread()
-    sys.stdout.flush()
-    import os
+    tried = sum(counter["tried"] for counter in outcome.results)
+    lost = sum(counter["lost"] for counter in outcome.results)
+    return outcome.seconds, tried, lost
 
-    os._exit(0)  # the handlers' heartbeats have nobody to tell any more
+
+def _prepare(
+    rank: int, backend: str, endpoint: str, run_id: str, nodes: int, limit: float
+) -> Callable[[], collections.Counter[str]]:
+    address = f"node{rank:04}"
+    handler, counter = _handler(backend, endpoint, run_id, nodes, address, limit)
+
+    def join() -> collections.Counter[str]:
+        handler.next_rendezvous()
+        return counter
+
+    return join
 
 
 def _handler(

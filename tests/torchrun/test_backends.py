@@ -9,11 +9,13 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from etcd_rendezvous import EtcdClient
 from support import etcds
 from support.torchrun import clean_environment
 
@@ -76,6 +78,29 @@ def test_etcd_v3(etcd_server, make_job):
     meet(job)
 
     assert our_words(job) == []
+
+
+def test_nothing_is_left_of_a_job(make_job, own_server):
+    """
+    What a job has kept in etcd goes away with its last agent, after the times that its
+    settings say.
+    """
+    job = make_job(
+        own_server, backend="etcd-v3", conf={"closed_ttl": 2, "store_ttl": 2}
+    )
+    meet(job)
+    with EtcdClient(own_server.get_endpoint()) as client:
+        state = f"/torch/elastic/rendezvous/{job.run_id}"
+        deadline = time.monotonic() + 10
+
+        def left():
+            found, _ = client.range(state, state.encode() + b"\xff", keys_only=True)
+            # The queue of those who meet lives as long as a state that was not closed.
+            return [one.key for one in found.entries if b"/turn" not in one.key]
+
+        while left():
+            assert time.monotonic() < deadline, left()
+            time.sleep(0.1)
 
 
 def test_etcd_auto(make_job, own_server):
