@@ -59,7 +59,7 @@ Times = dict[tuple[str, str], list[float]]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("--calls", type=int, default=500, help="of each operation")
-    parser.add_argument("--runs", type=int, default=3, help="of each barrier")
+    parser.add_argument("--runs", type=int, default=5, help="of each barrier")
     parser.add_argument("--barriers", type=int, nargs="*", default=[64, 256])
     parser.add_argument("--agents", type=int, default=1024, help="that get ranks")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds a run")

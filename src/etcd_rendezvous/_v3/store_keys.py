@@ -37,8 +37,8 @@ _LEASE_TRIES: Final = 3
 _ROUNDS_FOR_A_PAUSE: Final = 4
 
 _T = TypeVar("_T")
-# From a lease to the operations of a write, and what must hold for it.
-_Branch = tuple[list[wire.Json], Callable[[int], list[wire.Json]]]
+# What must hold for a write, and from a lease to its operations.
+_Write = tuple[list[wire.Json], Callable[[int], list[wire.Json]]]
 
 
 def store_range(directory: bytes) -> tuple[bytes, bytes]:
@@ -239,9 +239,7 @@ class V3StoreKeys:
             operation = _putting(key, stored_as(wanted, version))
         what = f"change the key {_shown(key)}"
         with self._slots.taken() as slot:
-            applied, entry = self._send(
-                slot, key, [([known], operation)], what, deadline
-            )
+            applied, entry = self._send(slot, key, ([known], operation), what, deadline)
         if not applied:
             self._give_up_if_late(what, deadline)
         return bool(applied), current, entry
@@ -289,20 +287,18 @@ class V3StoreKeys:
         def touch(lease: int) -> list[wire.Json]:
             return [wire.op_put(wire.touch_message(key, lease))]
 
-        branches: list[_Branch] = [
-            (wire.compare_between(key, *values.COUNTERS), touch),
-            ([wire.compare_mod(key, 0)], _putting(key, values.counter(1, 1))),
-        ]
+        count: _Write = (wire.compare_between(key, *values.COUNTERS), touch)
+        create: _Write = (
+            [wire.compare_mod(key, 0)],
+            _putting(key, values.counter(1, 1)),
+        )
         with self._slots.taken() as slot:
             while True:
-                known = slot.revision
-                applied, entry = self._send(slot, key, branches, what, deadline)
+                applied, entry = self._send(slot, key, count, what, deadline, create)
                 if applied:
                     break
-                if slot.revision == known:
+                if entry is not None and not values.is_counter(entry):
                     return entry, None
-                # Somebody has deleted the slot, or an earlier write, whose outcome
-                # nobody knew, came after all.
                 self._give_up_if_late(what, deadline)
         if entry is None or entry.mod_revision != applied:
             # Others have written since: an earlier send of ours was applied.
@@ -330,48 +326,57 @@ class V3StoreKeys:
         self,
         slot: Slot,
         key: bytes,
-        branches: Sequence[_Branch],
+        write: _Write,
         what: str,
         deadline: float,
+        otherwise: _Write | None = None,
     ) -> tuple[int, wire.Entry | None]:
         """
-        Write once: the first of some branches whose conditions hold.
+        Write once, if the conditions hold.
 
         Args:
             slot: A slot of the caller's own.
             key: The key that is written.
-            branches: Conditions with the operations that they stand for.
+            write: The conditions, and the operations.
             what: The operation in words, for errors.
             deadline: When to give up.
+            otherwise: What to write where the conditions do not hold, likewise.
 
         Returns:
             The revision at which it was applied, 0 if it was not; and what is there.
-            If it was not applied and the slot's revision has changed, the slot was
-            not as it was known, and no condition was looked at.
+            If it was not, a condition did not hold, or the slot was not as it was
+            known: it was deleted, or an earlier write, whose outcome nobody knew,
+            came after all.
         """
         note = slot.next_note()
-        look = [
-            wire.op_range(wire.range_message(key)),
-            wire.op_range(wire.range_message(slot.key)),
-        ]
+        look = wire.op_range(wire.range_message(key))
+        look_at_slot = wire.op_range(wire.range_message(slot.key))
 
         def send(lease: int, left: float) -> wire.TxnReply:
-            put_note = wire.op_put(wire.put_message(slot.key, note, lease))
-            otherwise: list[wire.Json] = []
-            for conditions, operations in reversed(branches):
-                branch = wire.txn(conditions, [*operations(lease), put_note], otherwise)
-                otherwise = [wire.op_txn(branch)]
+            def once(write: _Write) -> tuple[list[wire.Json], list[wire.Json]]:
+                conditions, operations = write
+                put_note = wire.op_put(wire.put_message(slot.key, note, lease))
+                return (
+                    [wire.compare_mod(slot.key, slot.revision), *conditions],
+                    [*operations(lease), put_note],
+                )
+
+            compare, success = once(write)
+            second = [wire.op_txn(wire.txn(*once(otherwise), []))] if otherwise else []
             return self._client.txn(
-                [wire.compare_mod(slot.key, slot.revision)],
-                [*otherwise, *look],
-                look,
+                compare,
+                [*success, look],
+                [*second, look, look_at_slot],
                 what=what,
                 timeout=left,
             )
 
-        found, noted = self._leased(deadline, send).ranges
-        entry = found.entries[0] if found.entries else None
-        held = noted.entries[0] if noted.entries else None
+        reply = self._leased(deadline, send)
+        entry, *rest = [next(iter(found.entries), None) for found in reply.ranges]
+        if reply.succeeded:
+            slot.revision = reply.revision
+            return reply.revision, entry
+        (held,) = rest
         slot.revision = held.mod_revision if held else 0
         applied = slot.revision if held and held.value == note else 0
         return applied, entry
@@ -414,7 +419,7 @@ class V3StoreKeys:
                 key = self._queue(queue) + uuid.uuid4().hex.encode()
                 put = _putting(key, value)
                 absent = wire.compare_mod(key, 0)
-                applied, _ = self._send(slot, key, [([absent], put)], what, deadline)
+                applied, _ = self._send(slot, key, ([absent], put), what, deadline)
                 if not applied:
                     self._give_up_if_late(what, deadline)
 
@@ -435,7 +440,7 @@ class V3StoreKeys:
                     applied, _ = self._send(
                         slot,
                         first.key,
-                        [([known], _deleting(first.key))],
+                        ([known], _deleting(first.key)),
                         what,
                         deadline,
                     )

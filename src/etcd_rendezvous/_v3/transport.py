@@ -320,6 +320,9 @@ class Transport:
 def _headers(limit: float | None) -> dict[str, str]:
     headers = {
         "Content-Type": "application/json",
+        "User-Agent": "etcd-rendezvous",
+        # Each header costs both sides some time; the gateway does not compress.
+        "Accept-Encoding": urllib3.util.SKIP_HEADER,
         # A member without a leader then says so at once.
         "Grpc-Metadata-hasleader": "true",
     }

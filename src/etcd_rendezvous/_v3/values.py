@@ -17,7 +17,7 @@ from .wire import prefix_end
 if TYPE_CHECKING:
     from .wire import Entry
 
-__all__ = ["COUNTERS", "counter", "decode", "encode"]
+__all__ = ["COUNTERS", "counter", "decode", "encode", "is_counter"]
 
 _OURS: Final = b"\0etcd-rendezvous "
 _COUNTER: Final = _OURS + b"counter: version"
@@ -45,6 +45,13 @@ def counter(number: int, version: int) -> bytes:
     return _COUNTER + b"%+d" % (number - version)
 
 
+def is_counter(entry: Entry) -> bool:
+    """
+    Say whether an entry of etcd is a counter.
+    """
+    return entry.value.startswith(_COUNTER)
+
+
 def decode(entry: Entry) -> bytes:
     """
     Return the value that an entry of etcd stands for.
@@ -52,6 +59,6 @@ def decode(entry: Entry) -> bytes:
     stored = entry.value
     if not stored.startswith(_OURS):
         return stored
-    if stored.startswith(_COUNTER):
+    if is_counter(entry):
         return b"%d" % (entry.version + int(stored[len(_COUNTER) :]))
     return stored.removeprefix(_VALUE)
