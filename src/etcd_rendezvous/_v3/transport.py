@@ -26,6 +26,7 @@ from .._failover import Answer, Failover, Trouble
 from .._params import Endpoint, TlsFiles
 from .._pools import CONNECTIONS_PER_POOL, Usage, counted
 from . import retry, wire
+from .connection import QuickHTTPConnection, QuickHTTPSConnection
 from .scheme import alert_of, speaks_the_other
 
 __all__ = ["Transport", "trouble_of_exception"]
@@ -99,7 +100,7 @@ class Transport:
             body: The body; every attempt sends these very bytes.
             what: The operation in words, for errors: "read the key '/a'".
             timeout: The seconds for all attempts together. It is overshot by 0.3 s at
-                most, by what name resolution takes, and while a reply keeps coming.
+                most, and by what name resolution takes.
             writes: Whether the operation changes anything.
             patient: Whether to go on although no endpoint can be reached.
 
@@ -293,7 +294,7 @@ class Transport:
                 pool = pools.by_endpoint.get(endpoint)
                 if pool is None:
                     pool = counted(
-                        self._new_pool(endpoint, size=CONNECTIONS_PER_POOL),
+                        _quick(self._new_pool(endpoint, size=CONNECTIONS_PER_POOL)),
                         self._connected,
                     )
                     pools.by_endpoint[endpoint] = pool
@@ -317,12 +318,22 @@ class Transport:
         )
 
 
+def _quick(pool: urllib3.HTTPConnectionPool) -> urllib3.HTTPConnectionPool:
+    """
+    Let a pool make connections that are quick with small requests.
+    """
+    # To urllib3 a request may have any kind of body; ours has bytes.
+    if isinstance(pool, urllib3.HTTPSConnectionPool):
+        pool.ConnectionCls = QuickHTTPSConnection  # type: ignore[assignment]
+    else:
+        pool.ConnectionCls = QuickHTTPConnection  # type: ignore[assignment]
+    return pool
+
+
 def _headers(limit: float | None) -> dict[str, str]:
     headers = {
         "Content-Type": "application/json",
         "User-Agent": "etcd-rendezvous",
-        # Each header costs both sides some time; the gateway does not compress.
-        "Accept-Encoding": urllib3.util.SKIP_HEADER,
         # A member without a leader then says so at once.
         "Grpc-Metadata-hasleader": "true",
     }
