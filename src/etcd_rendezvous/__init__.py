@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     )
     from ._factory import create_backend, create_handler
     from ._handler import EtcdRendezvousHandler
+    from ._install import install, uninstall
+    from ._ports import find_free_port
+    from ._process import stop_etcd
     from ._server import EtcdCluster, EtcdServer
     from ._store import EtcdStore, EtcdStoreTimeoutError
     from ._v3.client import EtcdClient
@@ -53,6 +56,10 @@ __all__ = [
     "__version__",
     "create_backend",
     "create_handler",
+    "find_free_port",
+    "install",
+    "stop_etcd",
+    "uninstall",
 ]
 
 _HOMES = {
@@ -65,6 +72,10 @@ _HOMES = {
     "EtcdStoreTimeoutError": "_store",
     "create_backend": "_factory",
     "create_handler": "_factory",
+    "find_free_port": "_ports",
+    "install": "_install",
+    "stop_etcd": "_process",
+    "uninstall": "_install",
 }
 
 

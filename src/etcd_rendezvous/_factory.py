@@ -6,7 +6,7 @@ From torch's rendezvous parameters to backend, store and handler.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
@@ -44,6 +44,18 @@ _PROBE_AGAIN_SECONDS: Final = 0.5
 _LEAST_PROBE_SECONDS: Final = 2.0
 
 
+class Types(NamedTuple):
+    """
+    The classes of what is created.
+    """
+
+    backend: type[EtcdRendezvousBackend]
+    store: type[EtcdStore]
+
+
+OURS: Final = Types(EtcdRendezvousBackend, EtcdStore)
+
+
 def create_backend(
     params: RendezvousParameters,
 ) -> tuple[EtcdRendezvousBackend, EtcdStore]:
@@ -75,8 +87,17 @@ def create_backend(
             asked for; the ``__cause__`` says which in a sentence.
         ValueError: A parameter is unknown, or can't be used.
     """
+    return backend_of(params, OURS)
+
+
+def backend_of(
+    params: RendezvousParameters, types: Types
+) -> tuple[EtcdRendezvousBackend, EtcdStore]:
+    """
+    Do what :func:`create_backend` does, with classes of the caller's choice.
+    """
     settings = parse_settings(params.endpoint, params.config, startup_timeout=0)
-    return _create(params, settings)
+    return _create(params, settings, types)
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
@@ -96,6 +117,13 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
             meet and no endpoint is named.
         EtcdServerError: The job's own etcd can't be found or started.
     """
+    return handler_of(params, OURS)
+
+
+def handler_of(params: RendezvousParameters, types: Types) -> RendezvousHandler:
+    """
+    Do what :func:`create_handler` does, with classes of the caller's choice.
+    """
     server = _embedded(params)
     endpoint = params.endpoint if server is None else server.get_endpoint()
     try:
@@ -107,7 +135,7 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
                 "The run id is 'none', torchrun's default: all such jobs on this etcd "
                 "are one job. Give each its own with --rdzv-id."
             )
-        backend, store = _create(params, settings)
+        backend, store = _create(params, settings, types)
         return EtcdRendezvousHandler.create(
             store, backend, params, server.stop if server is not None else None
         )
@@ -117,17 +145,32 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
         raise
 
 
-def _create(
-    params: RendezvousParameters, settings: Settings
-) -> tuple[EtcdRendezvousBackend, EtcdStore]:
+def _create_etcd_client(params: RendezvousParameters) -> Any:
+    """
+    Create the client alone; torch's private name, which tests of its users call.
+
+    Returns:
+        An ``EtcdClient``, or python-etcd's ``etcd.Client`` where v2 is spoken.
+    """
+    settings = parse_settings(params.endpoint, params.config, startup_timeout=0)
+    return _client(params, settings)[0]
+
+
+def _client(params: RendezvousParameters, settings: Settings) -> tuple[Any, str]:
     for note in settings.notes:
         log.warning("%s", note)
     try:
-        client, api = _choose(params.backend, settings)
+        return _choose(params.backend, settings)
     except EtcdError as error:
         log.error("%s", error)
         raise RendezvousConnectionError(CONNECTION_FAILED) from error
-    backend = EtcdRendezvousBackend(
+
+
+def _create(
+    params: RendezvousParameters, settings: Settings, types: Types
+) -> tuple[EtcdRendezvousBackend, EtcdStore]:
+    client, api = _client(params, settings)
+    backend = types.backend(
         client,
         params.run_id,
         settings.key_prefix,
@@ -141,7 +184,7 @@ def _create(
         prefix = STORE_PATH
     else:
         prefix = f"{backend.key}/store"
-    store = EtcdStore(client, prefix, ttl=settings.store_ttl)
+    store = types.store(client, prefix, ttl=settings.store_ttl)
     log.info(
         "The rendezvous '%s' (%s) speaks etcd's %s API at %s, with %s.",
         params.run_id,
@@ -239,7 +282,8 @@ def _embedded(params: RendezvousParameters) -> EtcdServer | None:
     Start an etcd for a job of one node, where no endpoint is named.
     """
     endpoint = (params.endpoint or "").strip()
-    if endpoint not in ("", "localhost:0"):
+    # Under torch's name no endpoint means localhost:2379, as in torch.
+    if endpoint != "localhost:0" and (endpoint or params.backend == TORCH_NAME):
         return None
     if params.max_nodes > 1:
         raise EtcdSettingError(

@@ -18,10 +18,23 @@ if TYPE_CHECKING:
     )
 
 
+_OFF = ("", "0", "false", "no", "off")
+
+
 def etcd_v3() -> Callable[[RendezvousParameters], RendezvousHandler]:
     """
     Return the creator of the handler `etcd-v3`.
+
+    With ``ETCD_RENDEZVOUS_INSTALL=1`` it also takes over torch's name `etcd-v2`.
     """
+    import os
+
+    if os.environ.get("ETCD_RENDEZVOUS_INSTALL", "0").lower() not in _OFF:
+        from ._install import install
+        from ._log import log_under_torchrun
+
+        log_under_torchrun()
+        install()
     return _create
 
 

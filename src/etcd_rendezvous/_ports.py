@@ -17,11 +17,31 @@ from ._errors import EtcdServerError
 __all__ = [
     "bind_error",
     "bracketed",
+    "find_free_port",
     "free_ports",
     "is_any",
     "listen_addresses",
     "url",
 ]
+
+
+def find_free_port() -> socket.socket:
+    """
+    Find a free port of localhost; torch's ``etcd_server.find_free_port``.
+
+    Returns:
+        A socket that listens on it. Close it right before the port is used: until
+        then nobody else gets it, afterwards anybody may.
+
+    Raises:
+        EtcdServerError: There is none.
+
+    .. versionadded:: 0.1.0
+    """
+    try:
+        return _bind(listen_addresses("localhost")[0], 0)
+    except OSError as error:
+        raise EtcdServerError(f"There is no free port: {error}.") from error
 
 
 def listen_addresses(host: str) -> list[str]:

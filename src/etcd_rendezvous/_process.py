@@ -6,6 +6,7 @@ An etcd process that dies with whoever started it.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from ._errors import EtcdServerError
 
-__all__ = ["Process", "environment", "status_text"]
+__all__ = ["Process", "environment", "status_text", "stop_etcd"]
 
 # A killed process is gone within milliseconds, unless the kernel waits for a disk.
 _KILL_SECONDS: Final = 30.0
@@ -154,6 +155,25 @@ class Process(threading.Thread):
                 self.popen.kill()
                 self.ended.wait(_KILL_SECONDS)
         self.join(1)
+
+
+def stop_etcd(
+    subprocess: subprocess.Popen[bytes] | None, data_dir: str | None = None
+) -> None:
+    """
+    Stop an etcd process and delete its data; torch's ``etcd_server.stop_etcd``.
+
+    Args:
+        subprocess: The process; None, or one that has ended, is let be.
+        data_dir: The folder to delete.
+
+    .. versionadded:: 0.1.0
+    """
+    if subprocess is not None and subprocess.poll() is None:
+        subprocess.terminate()
+        subprocess.wait()
+    if data_dir:
+        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 def status_text(status: int | None) -> str:

@@ -87,7 +87,8 @@ class EtcdStore(Store):
         *,
         ttl: int | None = None,
     ) -> None:
-        super().__init__()
+        # Not super(): with `install()` torch's own EtcdStore stands in between.
+        Store.__init__(self)
         self.client = etcd_client
         self.prefix = etcd_store_prefix
         if not self.prefix.endswith("/"):
@@ -378,7 +379,7 @@ class EtcdStore(Store):
 
         It lives as long as this one, since torch's C++ does not hold it.
         """
-        clone = EtcdStore(self.client, self.prefix, self.timeout, ttl=self._ttl)
+        clone = type(self)(self.client, self.prefix, self.timeout, ttl=self._ttl)
         self._clones.append(clone)
         return clone
 

@@ -23,6 +23,8 @@ NEEDS_TORCH = [
     "EtcdStoreTimeoutError",
     "create_backend",
     "create_handler",
+    "install",
+    "uninstall",
 ]
 NO_TORCH = sorted(set(etcd_rendezvous.__all__) - set(NEEDS_TORCH))
 

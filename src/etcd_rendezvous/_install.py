@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Taking over torch's own names: a job that says ``etcd-v2`` runs through ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousParameters,
+    etcd_rendezvous_backend,
+    etcd_server,
+    etcd_store,
+    rendezvous_handler_registry,
+)
+
+from . import _factory
+from ._backend import EtcdRendezvousBackend
+from ._log import log, log_under_torchrun
+from ._ports import find_free_port
+from ._process import stop_etcd
+from ._server import EtcdServer
+from ._store import EtcdStore
+
+__all__ = ["install", "uninstall"]
+
+# What torch had before us: the names of its modules, and the creator of the handler.
+_torchs: dict[tuple[Any, str], Any] = {}
+
+
+def install() -> None:
+    """
+    Let torch's own name ``etcd-v2`` stand for this library, in this process.
+
+    The public names of torch's modules ``etcd_rendezvous_backend``, ``etcd_store`` and
+    ``etcd_server`` become ours, and so does the creator of the handler ``etcd-v2``: a
+    job that names it runs through ours, against servers with v2 and without, unchanged.
+    What is created then is an instance of torch's classes, too, whenever those were
+    imported. Doing it twice is doing it once. The environment variable
+    ``ETCD_RENDEZVOUS_INSTALL=1`` does it wherever torch loads the plug-in.
+
+    Names that a module has imported from torch's before are torch's still.
+
+    Raises:
+        RuntimeError: This torch's registry has no creator to put ours in the place of.
+
+    .. versionadded:: 0.1.0
+    """
+    if _torchs:
+        return
+    creators = _creators()
+    for module, names in _OURS:
+        for name, ours in names.items():
+            _torchs[module, name] = getattr(module, name)
+            setattr(module, name, ours)
+    _torchs[rendezvous_handler_registry, _factory.TORCH_NAME] = creators.get(
+        _factory.TORCH_NAME
+    )
+    creators[_factory.TORCH_NAME] = _create_handler
+    log.info("torch's rendezvous backend etcd-v2 is served by etcd-rendezvous now.")
+
+
+def uninstall() -> None:
+    """
+    Undo :func:`install`: torch's own names are back. Without it this does nothing.
+
+    What was created meanwhile goes on as it is.
+
+    .. versionadded:: 0.1.0
+    """
+    for (place, name), torchs in _torchs.items():
+        if place is not rendezvous_handler_registry:
+            setattr(place, name, torchs)
+        elif torchs is None:
+            del _creators()[name]
+        else:
+            _creators()[name] = torchs
+    _torchs.clear()
+
+
+def _creators() -> dict[str, Any]:
+    # torch has no public way to replace one.
+    creators: dict[str, Any] | None = getattr(
+        rendezvous_handler_registry, "_registry", None
+    )
+    if creators is None:
+        raise RuntimeError(
+            "This version of torch keeps its rendezvous handlers elsewhere, so that "
+            "etcd-v2 can't be taken over: name etcd-v3 or etcd-auto instead."
+        )
+    return creators
+
+
+# -- instances of these are instances of torch's classes, too --------------------------
+
+
+class _Backend(EtcdRendezvousBackend, etcd_rendezvous_backend.EtcdRendezvousBackend):
+    __doc__ = EtcdRendezvousBackend.__doc__
+
+
+class _Store(EtcdStore, etcd_store.EtcdStore):
+    __doc__ = EtcdStore.__doc__
+
+
+class _Server(EtcdServer, etcd_server.EtcdServer):
+    __doc__ = EtcdServer.__doc__
+
+
+_Backend.__name__ = _Backend.__qualname__ = "EtcdRendezvousBackend"
+_Store.__name__ = _Store.__qualname__ = "EtcdStore"
+_Server.__name__ = _Server.__qualname__ = "EtcdServer"
+
+_TYPES: Final = _factory.Types(_Backend, _Store)
+
+
+def _create_backend(
+    params: RendezvousParameters,
+) -> tuple[EtcdRendezvousBackend, EtcdStore]:
+    return _factory.backend_of(params, _TYPES)
+
+
+def _create_handler(params: RendezvousParameters) -> RendezvousHandler:
+    log_under_torchrun()
+    return _factory.handler_of(params, _TYPES)
+
+
+_create_backend.__doc__ = _factory.create_backend.__doc__
+_create_backend.__name__ = _create_backend.__qualname__ = "create_backend"
+
+_OURS: Final = (
+    (
+        etcd_rendezvous_backend,
+        {
+            "EtcdRendezvousBackend": _Backend,
+            "create_backend": _create_backend,
+            "_create_etcd_client": _factory._create_etcd_client,  # noqa: SLF001
+        },
+    ),
+    (etcd_store, {"EtcdStore": _Store}),
+    (
+        etcd_server,
+        {
+            "EtcdServer": _Server,
+            "find_free_port": find_free_port,
+            "stop_etcd": stop_etcd,
+        },
+    ),
+)
