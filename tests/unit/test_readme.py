@@ -268,14 +268,14 @@ def test_default_of_the_start():
         for node in tree.body
         if isinstance(node, ast.AnnAssign)
     }
-    create_backend = next(
+    creates = next(
         node
         for node in tree.body
-        if isinstance(node, ast.FunctionDef) and node.name == "create_backend"
+        if isinstance(node, ast.FunctionDef) and node.name == "backend_of"
     )
 
     assert 60 == ast.literal_eval(constants["PLUGIN_STARTUP_TIMEOUT"])
-    assert "startup_timeout=0)" in ast.unparse(create_backend)
+    assert "startup_timeout=0)" in ast.unparse(creates)
 
 
 def test_least_times_to_live():
