@@ -162,6 +162,7 @@ class Failover:
                 raise self.error(
                     result, endpoint, what, tries, started, maybe_earlier
                 ) from result.cause
+            del result  # and the frames that its exception knows
             index += 1
             rounds, rest = divmod(tries, len(self.endpoints))
             if rest == 0:

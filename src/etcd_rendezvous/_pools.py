@@ -12,7 +12,7 @@ from typing import Final
 
 import urllib3
 
-__all__ = ["CONNECTIONS_PER_POOL", "Usage", "counted"]
+__all__ = ["CONNECTIONS_PER_POOL", "Count", "Usage", "counted"]
 
 # For as many threads at the same time; what more of them need is not kept.
 CONNECTIONS_PER_POOL: Final = 32
@@ -69,22 +69,32 @@ def _trim(pool: urllib3.HTTPConnectionPool) -> None:
         queue.put_nowait(connection)
 
 
+class Count:
+    """
+    How many there were.
+
+    It knows nobody: a pool's connections may hold it without holding the pool.
+    """
+
+    number = 0
+
+
 def counted(
-    pool: urllib3.HTTPConnectionPool, connected: Callable[[], None]
+    pool: urllib3.HTTPConnectionPool, made: Count
 ) -> urllib3.HTTPConnectionPool:
     """
-    Let a pool tell of each new connection. urllib3's own count misses some.
+    Let a pool count its new connections. urllib3's own count misses some.
 
     Args:
         pool: The pool; nothing has been sent over it.
-        connected: Is called after each new connection.
+        made: What counts them.
     """
     kind = pool.ConnectionCls
 
     class Counted(kind):  # type: ignore[misc, valid-type]
         def connect(self) -> None:
             super().connect()
-            connected()
+            made.number += 1
 
     pool.ConnectionCls = Counted
     return pool

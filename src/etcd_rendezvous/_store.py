@@ -5,6 +5,7 @@ The store: a ``torch.distributed.Store`` on etcd.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from torch.distributed import DistNetworkError, DistStoreError, Store
 
-from ._errors import EtcdError
+from ._errors import EtcdError, EtcdReplyError, EtcdSettingError
 from ._kv import StoreKeys, store_keys
 
 try:
@@ -23,6 +24,9 @@ except ImportError:  # an older torch, which has no queues
 __all__ = ["EtcdStore", "EtcdStoreTimeoutError"]
 
 _MOST_NAMES_IN_A_MESSAGE: Final = 8
+_LEAST_TTL: Final = 2
+# What etcd, or gRPC before it, says of a request beyond its limits.
+_TOO_LARGE: Final = ("request is too large", "message larger than max")
 
 
 class EtcdStoreTimeoutError(DistStoreError, LookupError):
@@ -74,7 +78,8 @@ class EtcdStore(Store):
             day on v2.
 
     Raises:
-        EtcdSettingError: The client is neither of the two.
+        EtcdSettingError: The client is neither of the two, the prefix is no ``str``,
+            or the time to live can't be used.
 
     .. versionadded:: 0.1.0
     """
@@ -89,6 +94,16 @@ class EtcdStore(Store):
     ) -> None:
         # Not super(): with `install()` torch's own EtcdStore stands in between.
         Store.__init__(self)
+        if not isinstance(etcd_store_prefix, str):
+            raise EtcdSettingError(
+                "The prefix of a store is a str, not "
+                f"{type(etcd_store_prefix).__name__}."
+            )
+        if ttl is not None and (type(ttl) is not int or ttl < _LEAST_TTL):
+            raise EtcdSettingError(
+                f"The ttl of a store is a whole number of seconds, {_LEAST_TTL} or "
+                f"more, not {ttl!r}."
+            )
         self.client = etcd_client
         self.prefix = etcd_store_prefix
         if not self.prefix.endswith("/"):
@@ -277,7 +292,7 @@ class EtcdStore(Store):
             EtcdStoreTimeoutError: They did not come in time.
         """
         limit = self.timeout
-        if isinstance(override_timeout, float):
+        if isinstance(override_timeout, float) and math.isfinite(override_timeout):
             limit = timedelta(seconds=override_timeout)
         elif override_timeout is not None:
             limit = override_timeout
@@ -380,6 +395,7 @@ class EtcdStore(Store):
         It lives as long as this one, since torch's C++ does not hold it.
         """
         clone = type(self)(self.client, self.prefix, self.timeout, ttl=self._ttl)
+        clone._keys = self._keys  # noqa: SLF001 (one lease, one thread that keeps it)
         self._clones.append(clone)
         return clone
 
@@ -419,6 +435,13 @@ class _Translated:
         return None
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, EtcdReplyError) and any(
+            words in error.text for words in _TOO_LARGE
+        ):
+            raise DistStoreError(
+                f"{error} Keys and values are limited by etcd's --max-request-bytes, "
+                "1.5 MiB by default."
+            ) from error
         if isinstance(error, EtcdError):
             raise DistNetworkError(str(error)) from error
         if isinstance(error, ValueError):
@@ -437,7 +460,10 @@ def _each(texts: Iterable[str | bytes]) -> list[bytes]:
 
 def _bytes(text: str | bytes) -> bytes:
     if isinstance(text, str):
-        return text.encode(errors="surrogateescape")
+        try:
+            return text.encode(errors="surrogateescape")
+        except UnicodeEncodeError as error:
+            raise TypeError(f"A key or value can't be encoded: {error}.") from error
     if isinstance(text, (bytes, bytearray, memoryview)):
         return bytes(text)
     raise TypeError(

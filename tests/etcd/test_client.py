@@ -264,12 +264,10 @@ def test_watch(client, key):
     A watch tells what changes after it was opened.
     """
     raw = key.encode()
-    with client.watch(
-        [wire.watch_create(raw, watch_id=1)], what="watch", idle=5
-    ) as watch:
+    with client.watch([wire.watch_create(raw, watch_id=1)], what="watch") as watch:
         first = client.put(key, "1")
         client.delete(key)
-        events = watch.events()
+        events = watch.events(5)
         put, gone = next(events), next(events)
 
     assert (put.deleted, put.entry.key, put.entry.value) == (False, raw, b"1")
@@ -284,8 +282,8 @@ def test_no_leaks(no_leaked_threads, no_leaked_sockets, newest_v3, key):
     with EtcdClient(newest_v3.endpoint) as client:
         client.put(key, "1")
         create = wire.watch_create(key.encode(), watch_id=1)
-        with client.watch([create], what="watch", idle=0.05) as watch:
-            assert list(watch.events()) == []
+        with client.watch([create], what="watch") as watch:
+            assert list(watch.events(0.05)) == []
         with pytest.raises(EtcdReplyError):
             client.put(key, b"x" * 1_600_000)
         client.delete(key)

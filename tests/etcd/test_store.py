@@ -7,9 +7,11 @@ stored, and etcd away. What it shares with TCPStore is in `test_store_contract.p
 from __future__ import annotations
 
 import base64
+import gc
 import itertools
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -21,7 +23,7 @@ from torch.distributed import (
     PrefixStore,
 )
 
-from etcd_rendezvous import EtcdStore
+from etcd_rendezvous import EtcdClient, EtcdStore
 from support.scripted import refused_endpoint
 
 pytestmark = pytest.mark.torch
@@ -121,6 +123,83 @@ def test_sums_beyond_64_bits(newest_served, run_id, number, amount):
         store.add(run_id, amount)
 
     assert store.get(run_id) == str(number).encode()
+
+
+def test_sums_of_a_counter_beyond_64_bits(newest_served, run_id):
+    """
+    What `add` itself has counted up to the limit stays there, through a prefix too.
+    """
+    store = newest_served.store(run_id)
+    key = f"{run_id}-counter"
+    for one, name in ((store, key), (PrefixStore(run_id, store), "counter")):
+        assert one.add(name, 2**62) == 2**62
+        assert one.add(name, 2**62 - 2) == 2**63 - 2
+        assert one.add(name, 1) == 2**63 - 1
+        with pytest.raises(DistStoreError, match="64 bits"):
+            one.add(name, 1)
+        assert one.get(name) == b"%d" % (2**63 - 1)
+
+
+@pytest.mark.parametrize("ttl", [1, 0, -5, 2.5, True, "3"])
+def test_a_time_to_live_that_can_not_be_used(newest_served, ttl):
+    """
+    It is refused at once, by name.
+    """
+    with pytest.raises(ValueError, match="The ttl of a store is a whole number"):
+        EtcdStore(newest_served.client(), "/s", ttl=ttl)
+
+
+def test_a_prefix_that_can_not_be_used(newest_served):
+    """
+    Likewise.
+    """
+    with pytest.raises(ValueError, match="The prefix of a store is a str, not bytes"):
+        EtcdStore(newest_served.client(), b"/s")
+
+
+@pytest.mark.parametrize("size", [1_600_000, 2_200_000])
+def test_a_value_that_is_too_large(v3, run_id, size):
+    """
+    What etcd does not take is refused at once, with the limit's name; nothing is lost.
+    """
+    store = v3.store(run_id)
+    store.set("key", "before")
+    with pytest.raises(DistStoreError, match=r"--max-request-bytes, 1\.5 MiB"):
+        store.set("key", b"x" * size)
+
+    assert store.get("key") == b"before"
+
+
+def test_text_that_is_no_text(newest_served, run_id):
+    """
+    What UTF-8 can't encode is a TypeError, whatever is done with it.
+    """
+    store = newest_served.store(run_id)
+    for call in (
+        lambda: store.set("\ud800", ""),
+        lambda: store.set("key", "\ud800"),
+        lambda: store.get("\ud800"),
+        lambda: store.add("\ud800", 1),
+        lambda: store.check(["\ud800"]),
+        lambda: store.wait(["key"], float("inf")),
+    ):
+        with pytest.raises(TypeError):
+            call()
+
+
+def test_an_etcd_that_is_away_is_waited_for_no_longer(serve, newest_served, run_id):
+    """
+    Waiting for keys of an etcd that is not there ends at the client's own limit.
+    """
+    with refused_endpoint() as endpoint:
+        refused = types.SimpleNamespace(endpoint=endpoint)
+        client = newest_served.client(refused, read_timeout=1)
+        store = EtcdStore(client, "/s", timedelta(seconds=30))
+        started = time.monotonic()
+        with pytest.raises(DistNetworkError):
+            store.get("key")
+
+    assert time.monotonic() - started < 4
 
 
 def test_a_limit_of_nothing(newest_served, run_id):
@@ -258,10 +337,10 @@ def test_the_names_that_torch_calls(newest_served, run_id):
 
 def test_races_between_reading_and_writing(served, run_id):
     """
-    200 keys that are written while others begin to wait for them all arrive.
+    1,000 keys that are written while others begin to wait for them all arrive.
     """
     store = limited(served.store(run_id), 20)
-    keys = [f"{run_id}-{number}" for number in range(200)]
+    keys = [f"{run_id}-{number}" for number in range(1000)]
     barrier = threading.Barrier(2)
 
     def write():
@@ -325,6 +404,40 @@ def test_many_keys_in_few_requests(v3, make_proxy, run_id):
     assert [key.encode() for key in keys] == store.multi_get(keys)
 
 
+def test_four_thousand_keys_in_forty_requests(newest_v3, make_proxy, run_id):
+    """
+    4,000 keys are set, and read, in at most 40 requests.
+    """
+    proxy = make_proxy(newest_v3.endpoint)
+    store = newest_v3.store(run_id, proxy)
+    keys = [f"key-{number}" for number in range(4000)]
+    store.multi_set(keys, keys)
+    assert proxy.total_requests <= 40
+    proxy.reset_counts()
+    values = store.multi_get(keys)
+
+    assert proxy.total_requests <= 40
+    assert [key.encode() for key in keys] == values
+
+
+def test_adders_at_once_need_a_request_each(newest_v3, make_proxy, run_id):
+    """
+    200 adds of 20 clients at once, the first ones too, are about 200 transactions.
+    """
+    proxy = make_proxy(newest_v3.endpoint)
+    stores = [newest_v3.store(run_id, proxy) for _ in range(20)]
+    for store in stores:
+        store.set("ready", "")
+    proxy.reset_counts()
+    with ThreadPoolExecutor(20) as pool:
+        sums = list(
+            pool.map(lambda s: [s.add("counter", 1) for _ in range(10)], stores)
+        )
+
+    assert sorted(number for one in sums for number in one) == list(range(1, 201))
+    assert proxy.total_requests <= 220
+
+
 def test_waiting_for_many_keys_takes_few_requests(v3, make_proxy, run_id):
     """
     100 keys that come one by one are waited for in some five rounds of a watch and a
@@ -348,12 +461,11 @@ def test_waiting_for_many_keys_takes_few_requests(v3, make_proxy, run_id):
 
 def test_waits_leave_no_sockets(newest_served, run_id):
     """
-    Hundreds of waits, in vain and not, leave no sockets open but a few that are used
-    again.
+    1,000 waits, in vain and not, leave two sockets open at most, which are used again.
     """
     store = newest_served.store(run_id)
-    store.set(f"{run_id}-there", "1")
     before = sockets()
+    store.set(f"{run_id}-there", "1")
 
     def wait(number):
         if number % 3:
@@ -363,12 +475,76 @@ def test_waits_leave_no_sockets(newest_served, run_id):
             store.wait([f"{run_id}-there"], 5000 * MS)
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(wait, range(300)))
+        list(pool.map(wait, range(1000)))
     deadline = time.monotonic() + 3
-    while sockets() - before > 8 and time.monotonic() < deadline:
+    while sockets() - before > 2 and time.monotonic() < deadline:
         time.sleep(0.05)
 
-    assert sockets() - before <= 8
+    assert sockets() - before <= 2
+
+
+def test_a_client_that_is_dropped_leaves_no_sockets(newest_v3, run_id):
+    """
+    A client that nobody has closed closes its connections when nobody holds it.
+    """
+    before = sockets()
+    for _ in range(10):
+        EtcdClient(newest_v3.endpoint).put(f"/{run_id}", "x")
+    gc.collect()
+
+    assert sockets() <= before
+
+
+def test_clones_share_a_lease(newest_v3, run_id):
+    """
+    However many clones are used, one thread keeps their keys.
+    """
+    store = newest_v3.store(run_id)
+    store.set("key", "1")
+    before = threading.active_count()
+    for number in range(20):
+        store.clone().set(f"key-{number}", "1")
+
+    assert threading.active_count() == before
+
+
+def test_waits_in_vain_end_in_time(newest_served, run_id):
+    """
+    50 threads that wait in vain all end when their time is up, and name what is
+    missing then, not what was missing at first.
+    """
+    store = newest_served.store(run_id)
+    came, gone = f"{run_id}-came", f"{run_id}-gone"
+
+    def wait(_):
+        started = time.monotonic()
+        with pytest.raises(DistStoreError, match=gone) as caught:
+            store.wait([came, gone], 600 * MS)
+        assert came not in str(caught.value)
+        return time.monotonic() - started
+
+    with ThreadPoolExecutor(50) as pool:
+        waiting = [pool.submit(wait, number) for number in range(50)]
+        time.sleep(0.2)
+        store.set(came, "")
+        took = [one.result(20) for one in waiting]
+
+    assert min(took) >= 0.6
+    assert max(took) < 1.6
+
+
+def test_a_watch_that_is_slow_to_open(newest_v3, make_proxy, run_id):
+    """
+    The time that opening a watch takes is part of the wait's own.
+    """
+    proxy = make_proxy(newest_v3.endpoint)
+    store = newest_v3.store(run_id, proxy)
+    store.set("key", "")
+    started = time.monotonic()
+    with proxy.delay(1.0, "/v3/watch"), pytest.raises(DistStoreError, match="gone"):
+        store.wait(["gone"], 1500 * MS)
+
+    assert 1.5 <= time.monotonic() - started < 2.3
 
 
 def sockets():

@@ -404,7 +404,7 @@ def test_what_a_barrier_costs(newest_v3, make_proxy, run_id):
 @contextlib.contextmanager
 def holder(endpoint, prefix, ttl):
     """
-    A process that has written a key to a store and then only lives on.
+    A process that uses a store and then only lives on; the second one has only read.
     """
     script = textwrap.dedent(
         """
@@ -412,9 +412,10 @@ def holder(endpoint, prefix, ttl):
         from etcd_rendezvous import EtcdClient, EtcdStore
         endpoint, prefix, ttl = sys.argv[1:]
         store = EtcdStore(EtcdClient(endpoint), prefix, ttl=int(ttl))
-        store.set("state", "here")
-        store.add("members", 1)
-        store.queue_push("queue", "value")
+        if not store.check(["state"]):
+            store.add("members", 1)
+            store.queue_push("queue", "value")
+            store.set("state", "here")
         print("ready", flush=True)
         time.sleep(100)
         """

@@ -488,6 +488,18 @@ def test_shared_lease_that_expired_is_told(share, caplog):
         assert GRANT == server.paths[-1]
 
 
+@pytest.mark.parametrize("odd", [{"result": "ok"}, {"result": {"TTL": "x"}}])
+def test_an_odd_reply_does_not_end_the_keeper(share, odd):
+    """
+    What is not etcd's is an error as others; the thread renews on.
+    """
+    with ScriptedServer(lambda _: json_reply(odd)) as server:
+        lease = share(server, ttl=1)
+        assert not lease.beat()
+        lease.keep()
+        until(lambda: len(server.requests) >= 4)
+
+
 def test_etcd_that_is_away_is_asked_again(share):
     """
     A renewal that fails says so, and raises nothing.

@@ -59,9 +59,9 @@ def lines(*messages):
     return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
 
 
-def watching(client, *creates, idle=LONG_TIMEOUT, timeout=LONG_TIMEOUT):
+def watching(client, *creates, timeout=LONG_TIMEOUT):
     creates = creates or [wire.watch_create(b"k", watch_id=1)]
-    return client.watch(creates, what="watch it", idle=idle, timeout=timeout)
+    return client.watch(creates, what="watch it", timeout=timeout)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def watch_and_fail(client, *, created):
     """
     with watching(client) as watch:
         assert created
-        pytest.fail(f"there came {told(watch.events(), 1)}")
+        pytest.fail(f"there came {told(watch.events(LONG_TIMEOUT), 1)}")
 
 
 def watch_all(client, found):
@@ -106,7 +106,7 @@ def watch_all(client, found):
     Watch, and collect keys until an error ends it.
     """
     with watching(client) as watch:
-        for one in watch.events():
+        for one in watch.events(LONG_TIMEOUT):
             found.append(one.entry.key)
 
 
@@ -134,7 +134,7 @@ def test_events(connect, parts):
     with ScriptedServer([chunks(*parts, then=silence())]) as server:
         with watching(connect(server.endpoint)) as watch:
             assert 5 == watch.revision
-            assert ABC == told(watch.events(), 3)
+            assert ABC == told(watch.events(LONG_TIMEOUT), 3)
 
 
 def test_events_come_at_once(connect):
@@ -144,13 +144,13 @@ def test_events_come_at_once(connect):
     go = threading.Event()
     script = [chunks(CREATED, A, go, B, then=silence())]
     with ScriptedServer(script) as server, watching(connect(server.endpoint)) as watch:
-        events = watch.events()
+        events = watch.events(LONG_TIMEOUT)
 
         assert ABC[:1] == told(events, 1)
 
         go.set()
 
-        assert ABC[1:] == told(watch.events(), 2)
+        assert ABC[1:] == told(watch.events(LONG_TIMEOUT), 2)
 
 
 def test_events_before_all_watches_are_there(connect):
@@ -161,7 +161,7 @@ def test_events_before_all_watches_are_there(connect):
     script = [chunks(CREATED, A, result(watch_id="2", created=True), B, then=silence())]
     with ScriptedServer(script) as server:
         with watching(connect(server.endpoint), *creates) as watch:
-            assert ABC == told(watch.events(), 3)
+            assert ABC == told(watch.events(LONG_TIMEOUT), 3)
 
 
 def test_events_with_created(connect):
@@ -171,7 +171,7 @@ def test_events_with_created(connect):
     message = result(watch_id="1", created=True, events=[event("a")])
     with ScriptedServer([chunks(message, B, then=silence())]) as server:
         with watching(connect(server.endpoint)) as watch:
-            assert ABC == told(watch.events(), 3)
+            assert ABC == told(watch.events(LONG_TIMEOUT), 3)
 
 
 def test_values(connect):
@@ -189,7 +189,7 @@ def test_values(connect):
     message = result(watch_id="1", events=[{"kv": kv}])
     with ScriptedServer([chunks(CREATED, message, then=silence())]) as server:
         with watching(connect(server.endpoint)) as watch:
-            found = next(iter(watch.events()))
+            found = next(iter(watch.events(LONG_TIMEOUT)))
 
     assert wire.Event(False, wire.Entry(b"a", b"v", 3, 6, 2, 9)) == found
 
@@ -235,7 +235,7 @@ def test_several_watches(connect):
     with ScriptedServer([chunks(*replies, A, then=silence())]) as server:
         with watching(connect(server.endpoint), *creates) as watch:
             assert 3 == watch.revision
-            assert ABC[:1] == told(watch.events(), 1)
+            assert ABC[:1] == told(watch.events(LONG_TIMEOUT), 1)
 
         (request,) = server.requests
         assert creates == [json.loads(line) for line in request.body.split(b"\n")]
@@ -249,7 +249,7 @@ def test_more_watches_than_etcd_is_sure_to_read(connect):
     creates = [wire.watch_create(b"k" * 180, watch_id=number) for number in (1, 2)]
     with ScriptedServer([chunks(CREATED, A, then=silence())]) as server:
         with watching(connect(server.endpoint), *creates) as watch:
-            assert ABC[:1] == told(watch.events(), 1)
+            assert ABC[:1] == told(watch.events(LONG_TIMEOUT), 1)
 
         (request,) = server.requests
         assert creates[0] == request.json
@@ -271,7 +271,9 @@ def test_a_connection_of_its_own(connect):
         client = connect(server.endpoint)
         with watching(client) as one, watching(client) as other:
             assert b"v" == client.get("k")
-            assert ABC[:1] * 2 == told(one.events(), 1) + told(other.events(), 1)
+            assert ABC[:1] * 2 == told(one.events(LONG_TIMEOUT), 1) + told(
+                other.events(LONG_TIMEOUT), 1
+            )
             assert [1, 2, 3] == [request.connection for request in server.requests]
             assert 3 == server.open_connections
 
@@ -406,7 +408,7 @@ def test_reset(connect, parts):
         client = connect(server.endpoint, next_one)
         with pytest.raises(EtcdConnectionError, match=r"Could not watch it.* broke \("):
             with watching(client) as watch:
-                told(watch.events(), 9)
+                told(watch.events(LONG_TIMEOUT), 9)
 
         assert f"http://{next_one}" == str(client._transport.failover.current)
         server.wait_for_open_connections(0)
@@ -426,6 +428,30 @@ def test_half_a_chunk(connect, whole):
         server.wait_for_open_connections(0)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"[]",
+        b"null",
+        b"5",
+        b'{"result":[1]}',
+        b'{"result":{"events":[5]}}',
+        b'{"result":{"watch_id":"x"}}',
+        b'{"result":{"events":[{"kv":{"key":"a"}}]}}',
+        b"[" * 99_999,
+    ],
+    ids=[f"odd-{number}" for number in range(8)],
+)
+def test_what_is_not_etcds(connect, odd):
+    """
+    JSON of somebody else in a stream is a stream that broke.
+    """
+    with ScriptedServer([chunks(CREATED, odd + b"\n", then=silence())]) as server:
+        with watching(connect(server.endpoint)) as watch:
+            with pytest.raises(EtcdConnectionError, match="not etcd's"):
+                told(watch.events(LONG_TIMEOUT), 1)
+
+
 def test_idle(connect):
     """
     A stream that is idle for the time given ends silently, after what came before.
@@ -433,8 +459,8 @@ def test_idle(connect):
     with ScriptedServer([chunks(CREATED, A, then=silence())]) as server:
         client = connect(server.endpoint)
         started = time.monotonic()
-        with watching(client, idle=SHORT_TIMEOUT) as watch:
-            assert ABC[:1] == told(watch.events(), 9)
+        with watching(client) as watch:
+            assert ABC[:1] == told(watch.events(SHORT_TIMEOUT), 9)
             took = time.monotonic() - started
 
         assert SHORT_TIMEOUT <= took < SHORT_TIMEOUT + 2.0
@@ -448,8 +474,8 @@ def test_idle_in_the_middle_of_a_line(connect):
     """
     script = [chunks(CREATED, lines(A)[:-9], then=silence())]
     with ScriptedServer(script) as server:
-        with watching(connect(server.endpoint), idle=SHORT_TIMEOUT) as watch:
-            assert [] == told(watch.events(), 9)
+        with watching(connect(server.endpoint)) as watch:
+            assert [] == told(watch.events(SHORT_TIMEOUT), 9)
 
 
 @pytest.mark.parametrize(
@@ -470,7 +496,7 @@ def test_never_created(connect, step):
     with refused_endpoint() as next_one, ScriptedServer([step]) as server:
         client = connect(server.endpoint, next_one)
         with pytest.raises(EtcdConnectionError, match="Could not watch it"):
-            with watching(client, *creates, idle=SHORT_TIMEOUT):
+            with watching(client, *creates, timeout=SHORT_TIMEOUT):
                 pytest.fail("it was never created")
 
         assert f"http://{next_one}" == str(client._transport.failover.current)
@@ -560,7 +586,7 @@ def test_nobody_there(connect):
             ) == str(caught.value)
 
             with watching(client) as watch:
-                assert ABC[:1] == told(watch.events(), 1)
+                assert ABC[:1] == told(watch.events(LONG_TIMEOUT), 1)
 
 
 # -- the caller ends it ------------------------------------------------------------
@@ -576,7 +602,7 @@ def test_closed_in_the_end(connect):
             server.wait_for_open_connections(1)
         server.wait_for_open_connections(0)
         with watching(client) as watch:
-            assert ABC[:2] == told(watch.events(), 2)
+            assert ABC[:2] == told(watch.events(LONG_TIMEOUT), 2)
         server.wait_for_open_connections(0)
 
         assert server.url == str(client._transport.failover.current)
@@ -591,7 +617,7 @@ def test_closed_after_an_error_of_the_caller(connect):
 
         def fail():
             with watching(client) as watch:
-                raise KeyError(*told(watch.events(), 1))
+                raise KeyError(*told(watch.events(LONG_TIMEOUT), 1))
 
         with pytest.raises(KeyError):
             fail()

@@ -189,7 +189,8 @@ class V2StoreKeys:
         """
         path = self._path(name)
         while (left := deadline - self._requests.now()) > 0:
-            look = self._requests.look(path, max(left, _LEAST_READ_SECONDS))
+            limit = min(max(left, _LEAST_READ_SECONDS), self.read_timeout)
+            look = self._requests.look(path, limit)
             if look.stored is not None:
                 return _decoded(path, look.stored.value)
             left = deadline - self._requests.now()

@@ -265,7 +265,8 @@ class EtcdClient:
             f"delete the key {_shown(raw)}",
             timeout,
         )
-        return int(reply.value.get("deleted", 0))
+        with _etcds_own(reply.endpoint):
+            return int(reply.value.get("deleted", 0))
 
     def txn(
         self,
@@ -338,7 +339,8 @@ class EtcdClient:
             wire.KEEP_ALIVE, {"ID": str(lease_id)}, "renew a lease", timeout
         )
         # An unknown lease is answered without a TTL.
-        return max(int((reply.value.get("result") or {}).get("TTL", 0)), 0)
+        with _etcds_own(reply.endpoint):
+            return max(int((reply.value.get("result") or {}).get("TTL", 0)), 0)
 
     def revoke(self, lease_id: int, *, timeout: float | None = None) -> None:
         """
@@ -385,7 +387,6 @@ class EtcdClient:
         creates: Sequence[wire.Json],
         *,
         what: str,
-        idle: float,
         timeout: float | None = None,
     ) -> AbstractContextManager[Watch]:
         """
@@ -396,7 +397,6 @@ class EtcdClient:
             creates,
             what=what,
             timeout=self._read_timeout if timeout is None else timeout,
-            idle=idle,
         )
 
     def serves_v2(self, *, timeout: float) -> bool:

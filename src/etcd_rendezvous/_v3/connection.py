@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from http.client import BadStatusLine, IncompleteRead, LineTooLong, RemoteDisconnected
@@ -25,6 +26,7 @@ __all__ = ["QuickHTTPConnection", "QuickHTTPSConnection"]
 
 _PIECE: Final = 65_536
 _LONGEST_LINE: Final = 65_536
+_MOST_DIGITS: Final = 18
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
 
@@ -53,7 +55,15 @@ class _Reader:
             if left <= 0:
                 raise TimeoutError("timed out")
             self._sock.settimeout(left)
-        return self._sock.recv(size)
+        try:
+            return self._sock.recv(size)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            raise
+        except ssl.SSLError as error:
+            if "alert" in str(error).lower():
+                raise  # of the handshake: a client's certificate is refused only now
+            # The handshake was fine: what was sent may have arrived.
+            raise ConnectionAbortedError(f"TLS broke: {error}") from error
 
     def more(self) -> bool:
         """
@@ -74,9 +84,11 @@ class _Reader:
         if not self._data and not self.more():
             raise RemoteDisconnected("Remote end closed connection without response")
         while not self._data.startswith(b"HTTP/"):
-            if not b"HTTP/".startswith(self._data) or not self.more():
+            if not b"HTTP/".startswith(self._data):
                 line, _, _ = self._data.partition(b"\n")
                 raise BadStatusLine(line[:200].decode("latin-1").rstrip())
+            if not self.more():
+                raise IncompleteRead(self._data)
         return self.line()
 
     def line(self) -> bytes:
@@ -118,6 +130,8 @@ class _Reader:
                 size = int(line.partition(b";")[0], 16)
             except ValueError:
                 raise IncompleteRead(b"".join(pieces)) from None
+            if size < 0:
+                raise IncompleteRead(b"".join(pieces))
             if not size:
                 break
             pieces.append(self.exactly(size))
@@ -130,9 +144,17 @@ class _Reader:
         """
         Read until the server closes the connection.
         """
-        while self.more():
-            pass
-        return self._data
+        pieces = [self._data]
+        while piece := self._receive(_PIECE):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    @property
+    def is_empty(self) -> bool:
+        """
+        Whether nothing has come that was not read.
+        """
+        return not self._data
 
 
 class _Quick(HTTPConnection):
@@ -196,18 +218,24 @@ class _Quick(HTTPConnection):
             stays = False
         if status in _WITHOUT_BODY:
             body = b""
-        elif "chunked" in headers.get("transfer-encoding", ""):
+        elif "chunked" in headers.get("transfer-encoding", "").lower():
             body = reader.chunks()
         elif length.isdecimal():
+            if len(length) > _MOST_DIGITS:
+                raise IncompleteRead(b"")
             body = reader.exactly(int(length))
         else:
             stays = False
             body = reader.to_the_end()
-        if not stays:
+        # Whatever follows a reply is no answer to the next request.
+        if not stays or not reader.is_empty:
             self.close()
         method, url = self._asked
         return urllib3.HTTPResponse(
-            body=body or io.BytesIO(),
+            # urllib3 wants something to read from where it is to decode.
+            body=body
+            if body and "content-encoding" not in headers
+            else io.BytesIO(body),
             headers=headers,
             status=status,
             reason=reason,

@@ -76,9 +76,9 @@ class Lease:
         if self._pid != os.getpid():
             # The lock may have been held by a thread that the fork left behind.
             self._lock = threading.Lock()
-            self._pid = os.getpid()
             self._id = 0
             self._used = set()
+            self._pid = os.getpid()  # last: another thread may look
         if self._is_fresh():
             return self._id
         now = self._clock()
@@ -142,12 +142,12 @@ class SharedLease:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._granted = False
         # A lock of its own: the other one is held while etcd is asked.
         self._keeper_lock = threading.Lock()
         self._keeper: threading.Thread | None = None
+        self._pid = os.getpid()  # last: another thread may look
 
     def keep(self) -> None:
         """
@@ -251,7 +251,13 @@ def _keep(
         if lease is None:
             return
         pause = lease.seconds_between_beats
-        if not lease.beat():
+        try:
+            answered = lease.beat()
+        except Exception:  # noqa: BLE001
+            # The keys of a whole run hang on this thread.
+            log.exception("A lease could not be renewed; it is tried again.")
+            answered = False
+        if not answered:
             pause /= _BEATS_PER_TTL
         # Waiting, the thread must not be what holds the lease.
         del lease

@@ -55,8 +55,8 @@ class Slots:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self._pid = os.getpid()
         self._free: list[Slot] = []
+        self._pid = os.getpid()  # last: another thread may look
 
     @contextmanager
     def taken(self) -> Iterator[Slot]:

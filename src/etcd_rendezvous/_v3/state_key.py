@@ -285,10 +285,8 @@ class V3StateKey:
         what: str,
     ) -> int:
         create = wire.watch_create(key, watch_id=1, start_revision=after + 1)
-        with self._client.watch(
-            [create], what=what, idle=_HISTORY_SECONDS, timeout=_HISTORY_SECONDS
-        ) as watch:
-            for event in watch.events():
+        with self._client.watch([create], what=what, timeout=_HISTORY_SECONDS) as watch:
+            for event in watch.events(_HISTORY_SECONDS):
                 if not event.deleted and self._is_ours(event.entry, value, after):
                     return event.entry.mod_revision
                 if current and event.entry.mod_revision >= current.mod_revision:

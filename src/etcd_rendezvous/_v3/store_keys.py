@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 
 from .._errors import (
     EtcdConnectionError,
+    EtcdError,
     EtcdOutcomeUnknownError,
     EtcdReplyError,
 )
@@ -33,6 +34,8 @@ _BYTES_PER_TXN: Final = 1_000_000
 _NAMES_PER_PAGE: Final = 5_000
 _LONGEST_IDLE_SECONDS: Final = 15.0
 _LEASE_TRIES: Final = 3
+_LARGEST_COUNTER: Final = 2**62
+_LONGEST_OPENING_SECONDS: Final = 5.0
 # Up to 0.2 s, when a stream broke.
 _ROUNDS_FOR_A_PAUSE: Final = 4
 
@@ -261,7 +264,11 @@ class V3StoreKeys:
             return b"%d" % sum_of(current, amount, name)
 
         def as_counter(value: bytes, version: int) -> bytes:
-            return values.counter(int(value), version)
+            number = int(value)
+            # Nobody checks a counter's sum; no counter gets from here to 64 bits.
+            if abs(number) >= _LARGEST_COUNTER:
+                return values.encode(value)
+            return values.counter(number, version)
 
         while True:
             if amount == 1:
@@ -308,17 +315,21 @@ class V3StoreKeys:
     def _as_it_was(
         self, key: bytes, revision: int, what: str, deadline: float
     ) -> wire.Entry:
+        unknown = f"Could not {what}: it was applied, but the reply was lost, others "
         try:
             entry = self._entry(key, deadline, revision)
         except EtcdReplyError as error:
             entry, reason = None, error.text
+        except EtcdError as error:
+            raise EtcdOutcomeUnknownError(
+                f"{unknown}have written since, and the sum could not be read ({error})."
+            ) from error
         else:
             reason = "it was not there then"
         if entry is None:
             raise EtcdOutcomeUnknownError(
-                f"Could not {what}: it was applied, but the reply was lost, others "
-                "have written since, and etcd no longer has the history that would "
-                f"tell the sum ({reason})."
+                f"{unknown}have written since, and etcd no longer has the history that "
+                f"would tell the sum ({reason})."
             )
         return entry
 
@@ -431,6 +442,7 @@ class V3StoreKeys:
         what = f"pop from the queue {_shown(queue)} in {self._shown}"
         self._lease.keep()
         waited_until = self._clock() + patience
+        latest = waited_until + timeout
         while True:
             deadline = self._clock() + timeout
             first = self._first(prefix, deadline)
@@ -446,6 +458,7 @@ class V3StoreKeys:
                     )
                 if applied:
                     return first.value
+                self._give_up_if_late(what, latest)
                 continue  # somebody else was quicker
             if self._clock() >= waited_until:
                 return None
@@ -495,7 +508,7 @@ class V3StoreKeys:
         missing = dict.fromkeys(names)
         found: dict[bytes, bytes] = {}
 
-        def look(least_seconds: float) -> None:
+        def look(least_seconds: float = 1.0) -> None:
             asked = list(missing)
             limit = min(max(deadline - self._clock(), least_seconds), self.read_timeout)
             for name, value in zip(asked, self.get_many(asked, limit), strict=True):
@@ -504,7 +517,7 @@ class V3StoreKeys:
                     del missing[name]
 
         # However short the time, what is there is read.
-        look(least_seconds=1.0)
+        look()
         while missing and self._clock() < deadline:
             watched = retry.RANDOM.choice(list(missing))
 
@@ -520,9 +533,12 @@ class V3StoreKeys:
                 f"wait for keys in {self._shown}",
                 deadline,
             )
-            if entry is not None:
+            if entry is not None and watched in missing:
                 found[watched] = values.decode(entry)
                 del missing[watched]
+            if missing and self._clock() >= deadline:
+                # Of the others nothing is known since the last watch was opened.
+                look()
         return found
 
     def _next_write(
@@ -546,17 +562,27 @@ class V3StoreKeys:
             What was written; None if nothing was to be waited for, or was told.
         """
         left = max(deadline - self._clock(), 0.01)
+        looking = False
         try:
             with self._client.watch(
                 [create],
                 what=what,
-                idle=min(left, _LONGEST_IDLE_SECONDS),
-                timeout=min(left, self.read_timeout),
+                timeout=min(left, self.read_timeout, _LONGEST_OPENING_SECONDS),
             ) as watch:
-                if is_missing():
-                    return next((event.entry for event in watch.events()), None)
+                looking = True
+                if not is_missing():
+                    return None
+                left = deadline - self._clock()
+                if left <= 0:
+                    return None
+                events = watch.events(idle=min(left, _LONGEST_IDLE_SECONDS))
+                looking = False
+                return next((event.entry for event in events), None)
         except (EtcdConnectionError, EtcdReplyError):
+            if looking:
+                raise
             # The stream broke: a look then raises what is really wrong.
+            left = max(deadline - self._clock(), 0.0)
             time.sleep(min(retry.pause_seconds(_ROUNDS_FOR_A_PAUSE), left))
             if self._clock() < deadline:
                 is_missing()

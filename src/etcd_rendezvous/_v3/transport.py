@@ -24,7 +24,7 @@ from urllib3.exceptions import HTTPError
 from .._errors import EtcdConnectionError
 from .._failover import Answer, Failover, Trouble
 from .._params import Endpoint, TlsFiles
-from .._pools import CONNECTIONS_PER_POOL, Usage, counted
+from .._pools import CONNECTIONS_PER_POOL, Count, Usage, counted
 from . import retry, wire
 from .connection import QuickHTTPConnection, QuickHTTPSConnection
 from .scheme import alert_of, speaks_the_other
@@ -80,7 +80,7 @@ class Transport:
         self._connect_timeout = connect_timeout
         self._pools = _Pools()
         self._spoke: set[Endpoint] = set()
-        self._connections_made = 0
+        self._made = Count()
 
     def post(
         self,
@@ -134,7 +134,7 @@ class Transport:
 
     @contextmanager
     def stream(
-        self, path: str, body: bytes, *, what: str, timeout: float, idle: float
+        self, path: str, body: bytes, *, what: str, timeout: float
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """
         Open a stream of messages on a connection of its own; close it afterwards.
@@ -146,9 +146,9 @@ class Transport:
             path: The path of the API.
             body: The complete body.
             what: The operation in words, for errors.
-            timeout: The most seconds until the connection is there.
-            idle: The most seconds between two messages; urllib3's
-                ``ReadTimeoutError`` comes out of the reading then.
+            timeout: The most seconds until the stream is there, and at first between
+                two messages; urllib3's ``ReadTimeoutError`` comes out of the reading
+                then.
 
         Raises:
             EtcdConnectionError: The stream could not be opened.
@@ -170,7 +170,7 @@ class Transport:
                     retries=False,
                     redirect=False,
                     preload_content=False,
-                    timeout=self._timeout(timeout, read=idle),
+                    timeout=self._timeout(timeout, read=timeout),
                 )
                 if response.status != 200:
                     outcome = _read_reply(response.status, response.read())
@@ -233,10 +233,7 @@ class Transport:
         """
         How many connections this process has made, streams apart; it never falls.
         """
-        return self._connections_made
-
-    def _connected(self) -> None:
-        self._connections_made += 1
+        return self._made.number
 
     def close(self) -> None:
         """
@@ -295,7 +292,7 @@ class Transport:
                 if pool is None:
                     pool = counted(
                         _quick(self._new_pool(endpoint, size=CONNECTIONS_PER_POOL)),
-                        self._connected,
+                        self._made,
                     )
                     pools.by_endpoint[endpoint] = pool
         return pool
@@ -409,7 +406,7 @@ def _read_reply(status: int, body: bytes) -> dict[str, Any] | Trouble:
     """
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _not_json(status, body)
     error = wire.decode_error(data)
     if error is not None:

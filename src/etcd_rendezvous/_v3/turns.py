@@ -211,7 +211,7 @@ class TurnQueue:
         ]
         idle = max(min(STALL_SECONDS, deadline - self._clock()), 0.01)
         with self._client.watch(
-            creates, what="wait for one's turn", idle=idle, timeout=idle
+            creates, what="wait for one's turn", timeout=idle
         ) as watch:
             # A watch begins when it is created; what was written since the place
             # was taken may have been the predecessor's end.
@@ -221,7 +221,7 @@ class TurnQueue:
                 )
                 if not found.entries:
                     return 0
-            for event in watch.events():
+            for event in watch.events(idle):
                 if event.deleted or self._clock() >= deadline:
                     return 0
             return watch.revision

@@ -10,6 +10,7 @@ requests stand in one complete body, a newline between.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -38,21 +39,24 @@ class Watch:
     """
 
     def __init__(self, response: urllib3.BaseHTTPResponse, what: str) -> None:
+        self._response = response
         self._messages = _messages(response, what)
         self._what = what
         self._early: list[wire.Event] = []
         self.revision = 0
 
-    def events(self) -> Iterator[wire.Event]:
+    def events(self, idle: float) -> Iterator[wire.Event]:
         """
         Yield the changes as they come, until the stream is idle.
 
-        It ends silently after the idle seconds that it was opened with.
+        Args:
+            idle: The seconds of silence after which it ends.
 
         Raises:
             EtcdConnectionError: The stream broke or ended.
             EtcdReplyError: The server ended a watch.
         """
+        self._limit(idle)
         yield from self._early
         self._early.clear()
         try:
@@ -68,18 +72,20 @@ class Watch:
             ) from error
         raise EtcdConnectionError(f"Could not {self._what}: the stream ended.")
 
-    def wait_created(self, how_many: int) -> None:
+    def wait_created(self, how_many: int, seconds: float) -> None:
         """
         Wait until every watch of the stream is there.
 
         Args:
             how_many: How many watches were asked for.
+            seconds: The most seconds of silence.
 
         Raises:
             EtcdConnectionError: The stream broke, ended or was silent.
             EtcdReplyError: The server refused a watch.
         """
         missing = how_many
+        self._limit(seconds)
         try:
             while missing:
                 message = next(self._messages, None)
@@ -96,6 +102,14 @@ class Watch:
             raise EtcdConnectionError(
                 f"Could not {self._what}: the stream broke ({error})."
             ) from error
+
+    def _limit(self, seconds: float) -> None:
+        """
+        Let nothing be waited for longer than this.
+        """
+        sock = getattr(self._response.connection, "sock", None)
+        if sock is not None:
+            sock.settimeout(seconds)
 
     def _refuse_canceled(self, message: wire.WatchMessage) -> None:
         # A refused watch is created *and* canceled, with HTTP status 200; after
@@ -115,7 +129,6 @@ def open_watch(
     *,
     what: str,
     timeout: float,
-    idle: float,
 ) -> Iterator[Watch]:
     """
     Open watches on one stream, wait until they are there, and close it afterwards.
@@ -126,8 +139,7 @@ def open_watch(
             Where they are longer than what etcd is sure to read, only the first is
             opened.
         what: The operation in words, for errors.
-        timeout: The most seconds until the stream is open.
-        idle: The seconds of silence after which ``Watch.events`` ends.
+        timeout: The most seconds until the watches are there.
 
     Yields:
         The open watch.
@@ -141,11 +153,10 @@ def open_watch(
     if len(body) > _SURELY_READ_BYTES:
         creates = creates[:1]
         body = wire.encode(creates[0])
-    with transport.stream(
-        wire.WATCH, body, what=what, timeout=timeout, idle=idle
-    ) as response:
+    deadline = time.monotonic() + timeout
+    with transport.stream(wire.WATCH, body, what=what, timeout=timeout) as response:
         watch = Watch(response, what)
-        watch.wait_created(len(creates))
+        watch.wait_created(len(creates), max(deadline - time.monotonic(), 0.01))
         yield watch
 
 
@@ -168,14 +179,20 @@ def _messages(
 def _message(line: bytes, what: str) -> wire.WatchMessage:
     try:
         data: Any = json.loads(line)
-    except ValueError as error:
+        failed = wire.decode_error(data)
+        if failed is None:
+            return wire.decode_watch(data)
+    except (
+        AttributeError,
+        KeyError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise EtcdConnectionError(
             f"Could not {what}: the stream holds something that is not etcd's."
         ) from error
-    failed = wire.decode_error(data)
-    if failed is not None:
-        raise _refusal(what, *failed)
-    return wire.decode_watch(data)
+    raise _refusal(what, *failed)
 
 
 def _refusal(what: str, code: int, text: str) -> EtcdError:
