@@ -5,6 +5,8 @@ Taking over torch's own names: a job that says ``etcd-v2`` runs through ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from torch.distributed.elastic.rendezvous import (
@@ -26,8 +28,10 @@ from ._store import EtcdStore
 
 __all__ = ["install", "uninstall"]
 
-# What torch had before us: the names of its modules, and the creator of the handler.
-_torchs: dict[tuple[Any, str], Any] = {}
+_NAME: Final = _factory.TORCH_NAME
+
+# What gives torch its own back, while installed.
+_undo: list[Callable[[], object]] = []
 
 
 def install() -> None:
@@ -48,17 +52,19 @@ def install() -> None:
 
     .. versionadded:: 0.1.0
     """
-    if _torchs:
+    if _undo:
         return
     creators = _creators()
     for module, names in _OURS:
         for name, ours in names.items():
-            _torchs[module, name] = getattr(module, name)
+            _undo.append(partial(setattr, module, name, getattr(module, name)))
             setattr(module, name, ours)
-    _torchs[rendezvous_handler_registry, _factory.TORCH_NAME] = creators.get(
-        _factory.TORCH_NAME
+    _undo.append(
+        partial(creators.__setitem__, _NAME, creators[_NAME])
+        if _NAME in creators
+        else partial(creators.pop, _NAME)
     )
-    creators[_factory.TORCH_NAME] = _create_handler
+    creators[_NAME] = _create_handler
     log.info("torch's rendezvous backend etcd-v2 is served by etcd-rendezvous now.")
 
 
@@ -70,14 +76,8 @@ def uninstall() -> None:
 
     .. versionadded:: 0.1.0
     """
-    for (place, name), torchs in _torchs.items():
-        if place is not rendezvous_handler_registry:
-            setattr(place, name, torchs)
-        elif torchs is None:
-            del _creators()[name]
-        else:
-            _creators()[name] = torchs
-    _torchs.clear()
+    while _undo:
+        _undo.pop()()
 
 
 def _creators() -> dict[str, Any]:

@@ -25,6 +25,7 @@ DEFAULT_STATE_TTL: Final = 7200
 DEFAULT_CLOSED_TTL: Final = 60
 DEFAULT_STORE_TTL: Final = 7200
 DEFAULT_STORE_TTL_V2: Final = 24 * 60 * 60
+LEAST_TTL: Final = 2  # etcd's own
 DEFAULT_READ_TIMEOUT: Final = 60
 DEFAULT_CONNECT_TIMEOUT: Final = 3
 LAUNCHER_TIMEOUT: Final = 900
@@ -289,12 +290,12 @@ def parse_settings(
             values, "startup_timeout", startup_timeout, zero=True
         ),
         key_prefix=_key_prefix(values.get("key_prefix")),
-        ttl=_positive(values, "ttl", DEFAULT_STATE_TTL, least=2),
-        closed_ttl=_positive(values, "closed_ttl", DEFAULT_CLOSED_TTL, least=2),
+        ttl=_positive(values, "ttl", DEFAULT_STATE_TTL, least=LEAST_TTL),
+        closed_ttl=_positive(values, "closed_ttl", DEFAULT_CLOSED_TTL, least=LEAST_TTL),
         store_ttl=(
             None
             if values.get("store_ttl") is None
-            else _positive(values, "store_ttl", DEFAULT_STORE_TTL, least=2)
+            else _positive(values, "store_ttl", DEFAULT_STORE_TTL, least=LEAST_TTL)
         ),
         notes=tuple(notes),
     )

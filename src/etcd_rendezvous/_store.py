@@ -15,6 +15,7 @@ from torch.distributed import DistNetworkError, DistStoreError, Store
 
 from ._errors import EtcdError, EtcdReplyError, EtcdSettingError
 from ._kv import StoreKeys, store_keys
+from ._params import LEAST_TTL
 
 try:
     from torch.distributed import QueueEmptyError
@@ -24,7 +25,6 @@ except ImportError:  # an older torch, which has no queues
 __all__ = ["EtcdStore", "EtcdStoreTimeoutError"]
 
 _MOST_NAMES_IN_A_MESSAGE: Final = 8
-_LEAST_TTL: Final = 2
 # What etcd, or gRPC before it, says of a request beyond its limits.
 _TOO_LARGE: Final = ("request is too large", "message larger than max")
 
@@ -99,9 +99,9 @@ class EtcdStore(Store):
                 "The prefix of a store is a str, not "
                 f"{type(etcd_store_prefix).__name__}."
             )
-        if ttl is not None and (type(ttl) is not int or ttl < _LEAST_TTL):
+        if ttl is not None and (type(ttl) is not int or ttl < LEAST_TTL):
             raise EtcdSettingError(
-                f"The ttl of a store is a whole number of seconds, {_LEAST_TTL} or "
+                f"The ttl of a store is a whole number of seconds, {LEAST_TTL} or "
                 f"more, not {ttl!r}."
             )
         self.client = etcd_client

@@ -381,7 +381,7 @@ def test_stale_write_that_arrives_late(newest_proxied, run_id):
         assert won
         kept = hold.waiting
         assert kept >= 1
-    late = answered(proxy, "late", kept)
+    late = proxy.wait_answered("late", kept)
 
     assert not any(won_reply(served, one) for one in late)
     assert (b"theirs", newer) == other.get_state()
@@ -401,23 +401,10 @@ def test_attempt_that_arrives_after_its_repetition(newest_proxied, run_id):
         _, newer, won = other.set_state(b"theirs", mine)
         assert won
         assert hold.waiting == 1
-    late = answered(proxy, "late", 1)
+    late = proxy.wait_answered("late", 1)
 
     assert not any(won_reply(served, one) for one in late)
     assert (b"theirs", newer) == backend.get_state()
-
-
-def answered(proxy, fate, count):
-    """
-    Wait until requests of a fate have been answered; return them.
-    """
-    deadline = time.monotonic() + 10
-    while True:
-        found = [one for one in proxy.log if one.fate == fate and one.status]
-        if len(found) >= count:
-            return found
-        assert time.monotonic() < deadline, proxy.log
-        time.sleep(0.01)
 
 
 def won_reply(served, passed):

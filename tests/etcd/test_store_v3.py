@@ -195,10 +195,7 @@ def test_late_write_changes_nothing(lossy):
         hold.wait(1)
         appending.join(20)  # its second attempt is let through
         assert not appending.is_alive()
-    deadline = time.monotonic() + 10
-    while not [one for one in proxy.log if one.fate == "late" and one.status]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    proxy.wait_answered("late", 1)
 
     assert other.get("log") == b"x"
 

@@ -366,6 +366,20 @@ class FaultProxy:
 
     # -- faults
 
+    def wait_answered(
+        self, fate: str, count: int, seconds: float = 10.0
+    ) -> list[Passed]:
+        """
+        Wait until so many requests of a fate were answered by the server; return them.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            found = [one for one in self.log if one.fate == fate and one.status]
+            if len(found) >= count:
+                return found
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.01)
+
     @property
     def swallowed(self) -> int:
         """

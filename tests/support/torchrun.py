@@ -76,6 +76,34 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {**kept, **more}
 
 
+def python(
+    code: str, *arguments: str, flags: Sequence[str] = (), **environment: str
+) -> tuple[str, str]:
+    """
+    Run code in a fresh interpreter; return what it printed on stdout and stderr.
+
+    Args:
+        code: The code.
+        arguments: What it finds in `sys.argv`.
+        flags: Options of the interpreter.
+        environment: More variables.
+
+    Raises:
+        AssertionError: It failed; says how.
+    """
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=clean_environment(**environment),
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
 def wait_until(
     what: str, ready: Callable[[], _T], *, seconds: float = SOON, every: float = 0.05
 ) -> _T:

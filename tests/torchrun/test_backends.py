@@ -9,7 +9,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,7 @@ import pytest
 
 from etcd_rendezvous import EtcdClient
 from support import etcds
-from support.torchrun import clean_environment
+from support.torchrun import clean_environment, wait_until
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
@@ -91,16 +90,13 @@ def test_nothing_is_left_of_a_job(make_job, own_server):
     meet(job)
     with EtcdClient(own_server.get_endpoint()) as client:
         state = f"/torch/elastic/rendezvous/{job.run_id}"
-        deadline = time.monotonic() + 10
 
         def left():
             found, _ = client.range(state, state.encode() + b"\xff", keys_only=True)
             # The queue of those who meet lives as long as a state that was not closed.
             return [one.key for one in found.entries if b"/turn" not in one.key]
 
-        while left():
-            assert time.monotonic() < deadline, left()
-            time.sleep(0.1)
+        wait_until("an empty etcd", lambda: not left(), seconds=10)
 
 
 def test_etcd_auto(make_job, own_server):

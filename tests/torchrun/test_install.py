@@ -22,7 +22,7 @@ from torch.distributed.elastic.rendezvous import (
 import etcd
 import etcd_rendezvous
 from etcd_rendezvous import EtcdClient, _factory
-from support.torchrun import clean_environment
+from support.torchrun import python
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
@@ -44,21 +44,12 @@ import etcd_rendezvous
 """
 
 
-def python(code, *arguments, **environment):
+def told(code, *arguments, **environment):
     """
-    Run code in a fresh interpreter; return the JSON that it prints.
+    Run code after the preamble; return the JSON that it prints.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + code, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=clean_environment(**environment),
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    out, _ = python(PREAMBLE + code, *arguments, **environment)
+    return json.loads(out)
 
 
 # -- names and signatures ----------------------------------------------------------
@@ -190,7 +181,7 @@ def test_install_and_uninstall():
     """
     Torch's public names are ours while installed, and torch's own afterwards.
     """
-    found = python(
+    found = told(
         "def ours(): return [getattr(*name).__module__.startswith('etcd_rendezvous')"
         " for name in NAMES]\n"
         "steps = [ours()]\n"
@@ -214,7 +205,7 @@ def test_instances_of_torchs_classes(own_server, run_id, by):
     What is created while installed is ours, and an instance of torch's classes that
     were imported before; it works, also where v2 is gone.
     """
-    found = python(
+    found = told(
         f"if {by!r} == 'call': etcd_rendezvous.install()\n"
         "endpoint, run = sys.argv[1:]\n"
         "params = RendezvousParameters('etcd-v2', endpoint, run, 1, 1, 'localhost')\n"
@@ -255,7 +246,7 @@ def test_the_variable_switches(value, ours):
     """
     The variable installs unless it says no.
     """
-    found = python(
+    found = told(
         "print(json.dumps(b.create_backend.__module__.startswith('etcd_rendezvous')))",
         ETCD_RENDEZVOUS_INSTALL=value,
     )

@@ -6,36 +6,17 @@ The plug-in in fresh processes, whoever is imported first.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from importlib.metadata import entry_points
 
 import pytest
 
 from etcd_rendezvous import _plugin
-from support.torchrun import clean_environment
+from support.torchrun import python
 
 pytestmark = pytest.mark.torch
 
 NAMES = {"etcd-v3", "etcd-auto", "etcd-rendezvous-v3", "etcd-rendezvous-auto"}
 REGISTRY = "torch.distributed.elastic.rendezvous.rendezvous_handler_registry"
-
-
-def python(code, *arguments, flags=()):
-    """
-    Run code in a fresh interpreter; return what it printed on stdout and stderr.
-    """
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", code, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=clean_environment(),
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
 
 
 def test_the_entry_points_have_the_promised_names():
