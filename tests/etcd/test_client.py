@@ -275,9 +275,11 @@ def test_watch(client, key):
     assert (gone.deleted, gone.entry.key) == (True, raw)
 
 
-def test_no_leaks(no_leaked_threads, no_leaked_sockets, newest_v3, key):
+def test_no_leaks(newest_v3, no_leaked_threads, no_leaked_sockets, key):
     """
     A closed client leaves neither sockets nor threads behind, whatever it did.
+
+    The server comes first: it is shared, and stays, if this test is the one to start it.
     """
     with EtcdClient(newest_v3.endpoint) as client:
         client.put(key, "1")
