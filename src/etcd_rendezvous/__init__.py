@@ -6,13 +6,10 @@ Everything here is loaded at its first use: importing this package imports neith
 torch nor python-etcd nor urllib3.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from importlib.metadata import version as _version
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # what typing's is; importing that takes longer than all else
 if TYPE_CHECKING:
+    from typing import Any
+
     from ._backend import EtcdRendezvousBackend
     from ._errors import (
         EtcdConnectionError,
@@ -79,11 +76,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
-        return _version("etcd-rendezvous")
+        from importlib.metadata import version
+
+        return version("etcd-rendezvous")
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from importlib import import_module
+
     try:
         module = import_module(f".{_HOMES.get(name, '_errors')}", __name__)
     except ModuleNotFoundError as error:
@@ -97,5 +98,5 @@ def __getattr__(name: str) -> Any:
     return getattr(module, name)
 
 
-def __dir__() -> list[str]:
+def __dir__() -> "list[str]":
     return sorted(__all__)

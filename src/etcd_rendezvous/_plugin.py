@@ -6,8 +6,6 @@ torch loads them in the middle of its own import: nothing is imported at the top
 Each is a callable without arguments that returns a handler's creator.
 """
 
-from __future__ import annotations
-
 TYPE_CHECKING = False  # what typing's is; not even that is imported
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 _OFF = ("", "0", "false", "no", "off")
 
 
-def etcd_v3() -> Callable[[RendezvousParameters], RendezvousHandler]:
+def etcd_v3() -> "Callable[[RendezvousParameters], RendezvousHandler]":
     """
     Return the creator of the handler `etcd-v3`.
 
@@ -41,7 +39,7 @@ def etcd_v3() -> Callable[[RendezvousParameters], RendezvousHandler]:
 etcd_auto = etcd_rendezvous_v3 = etcd_rendezvous_auto = etcd_v3
 
 
-def _create(params: RendezvousParameters) -> RendezvousHandler:
+def _create(params: "RendezvousParameters") -> "RendezvousHandler":
     """
     Create a handler; ``params.backend`` says which API is asked for.
     """

@@ -38,6 +38,19 @@ def test_the_entry_points_have_the_promised_names():
         assert callable(point.load()())
 
 
+def test_torch_alone_loads_nothing_of_ours():
+    """
+    Who imports torch, and does not launch a job, does not meet us at all.
+    """
+    out, err = python(
+        "import torch, sys\n"
+        "print([name for name in sys.modules if name.startswith('etcd')])\n"
+    )
+
+    assert out == "[]\n"
+    assert err == ""
+
+
 @pytest.mark.parametrize(
     "first",
     ["import torch", "import torch.distributed.elastic.rendezvous"],

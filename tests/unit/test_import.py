@@ -7,6 +7,8 @@ Importing costs nothing, and works without what is not needed. Fresh processes.
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -81,7 +83,6 @@ def test_importing_us():
     Importing the package imports nothing besides, and nor does listing its names.
     """
     found = run("""
-        import __future__, importlib.metadata
         before = set(sys.modules)
         import etcd_rendezvous
         dir(etcd_rendezvous)
@@ -96,7 +97,6 @@ def test_importing_the_plug_in():
     Importing the entry points imports nothing at all, nor does calling one.
     """
     found = run("""
-        import __future__, importlib.metadata
         import etcd_rendezvous
         before = set(sys.modules)
         from etcd_rendezvous import _plugin
@@ -106,6 +106,38 @@ def test_importing_the_plug_in():
     """)
 
     assert ["etcd_rendezvous._plugin"] == found
+
+
+def test_importing_the_plug_in_takes_no_time(tmp_path):
+    """
+    With bytecode, as after any installation, it takes less than a millisecond.
+    """
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    took = []
+    for _ in range(12):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-X",
+                "importtime",
+                "-c",
+                "import etcd_rendezvous._plugin",
+            ],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=60,
+            check=True,
+        )
+        (line,) = [
+            line for line in done.stderr.splitlines() if line.endswith("._plugin")
+        ]
+        # Of itself, and with what it imports, in microseconds.
+        took.append(int(re.findall(r"\d+", line)[1]))
+
+    # The least: a busy machine may make any of them slow, but none quick.
+    assert min(took) < 1000, took
 
 
 @pytest.mark.parametrize("name", NO_TORCH)
