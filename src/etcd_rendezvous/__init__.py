@@ -74,6 +74,7 @@ _HOMES = {
     "stop_etcd": "_process",
     "uninstall": "_install",
 }
+_NEED_TORCH = ("_backend", "_factory", "_handler", "_install", "_store")
 
 
 def __getattr__(name: str) -> "Any":
@@ -85,17 +86,14 @@ def __getattr__(name: str) -> "Any":
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     from importlib import import_module
 
-    try:
-        module = import_module(f".{_HOMES.get(name, '_errors')}", __name__)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "torch":
-            raise ModuleNotFoundError(
-                f"etcd_rendezvous.{name} needs PyTorch, which is not installed: "
-                "pip install torch.",
-                name="torch",
-            ) from error
-        raise
-    return getattr(module, name)
+    home = _HOMES.get(name, "_errors")
+    if home != "_errors":
+        from ._requirements import require_torch, require_urllib3
+
+        require_urllib3()
+        if home in _NEED_TORCH:
+            require_torch(f"etcd_rendezvous.{name}")
+    return getattr(import_module(f".{home}", __name__), name)
 
 
 def __dir__() -> "list[str]":

@@ -266,6 +266,15 @@ class EtcdRendezvousBackend(RendezvousBackend):
         """
         self._says_closed = closed
 
+    def leave_queue(self) -> None:
+        """
+        Give up one's turn among those who lost a swap, where there is an order (v3).
+
+        For who won't try again: otherwise the others wait half a second for it, and
+        its key stays in etcd for ``ttl``. It raises nothing. Ours; the handler calls it.
+        """
+        self._kv.leave_queue(self._key)
+
     def _own_locks(self) -> None:
         """
         Take locks of one's own: a thread that a fork left behind may hold the old.

@@ -24,6 +24,7 @@ from ._errors import (
 from ._handler import EtcdRendezvousHandler
 from ._log import SlowBeat, log
 from ._params import Settings, parse_settings
+from ._requirements import require_python_etcd
 from ._store import EtcdStore
 from ._v3.client import EtcdClient
 
@@ -216,6 +217,7 @@ def _choose(name: str, settings: Settings) -> tuple[Any, str]:
     if name in AUTO_NAMES and no_v3 is None:
         return client, "v3"
     if client.serves_v2(timeout=settings.read_timeout):
+        require_python_etcd()
         from ._v2.requests import make_client
 
         return make_client(settings, client.last_endpoint), "v2"

@@ -176,6 +176,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
                 "has ended; or use another run id."
             ) from None
         finally:
+            self._backend.leave_queue()
             del last_round
 
     @property
@@ -258,6 +259,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             with self._backend.time_limit(self.settings.timeout.close.total_seconds()):
                 return bool(super().shutdown())
         finally:
+            self._backend.leave_queue()
             if self._on_shutdown is not None:
                 self._on_shutdown()
 

@@ -155,6 +155,11 @@ class StateKey(Protocol):
         This is order only: the swap stays the guarantee. It raises nothing.
         """
 
+    def leave_queue(self, key: str) -> None:
+        """
+        Give up one's turn: the caller won't try again. It raises nothing.
+        """
+
 
 class StoreKeys(Protocol):
     """

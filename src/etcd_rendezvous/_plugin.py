@@ -28,7 +28,7 @@ def etcd_v3() -> "Callable[[RendezvousParameters], RendezvousHandler]":
     import os
 
     if os.environ.get("ETCD_RENDEZVOUS_INSTALL", "0").lower() not in _OFF:
-        from ._install import install
+        from . import install
         from ._log import log_under_torchrun
 
         log_under_torchrun()
@@ -43,8 +43,33 @@ def _create(params: "RendezvousParameters") -> "RendezvousHandler":
     """
     Create a handler; ``params.backend`` says which API is asked for.
     """
-    from ._factory import create_handler
+    from . import create_handler
     from ._log import log_under_torchrun
 
     log_under_torchrun()
+    _say_whose_names()
     return create_handler(params)
+
+
+def _say_whose_names() -> None:
+    """
+    Warn of names that mean another's handler here: torch may take them one day.
+    """
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+
+    from ._log import log
+
+    creators = getattr(rendezvous_handler_registry, "_registry", {})
+    for name, longer in (
+        ("etcd-v3", "etcd-rendezvous-v3"),
+        ("etcd-auto", "etcd-rendezvous-auto"),
+    ):
+        creator = creators.get(name, _create)
+        if creator is not _create:
+            log.warning(
+                "The rendezvous backend '%s' is not etcd-rendezvous here, but that of "
+                "%s; '%s' is ours.",
+                name,
+                getattr(creator, "__module__", creator),
+                longer,
+            )

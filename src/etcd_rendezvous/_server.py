@@ -35,6 +35,7 @@ from ._errors import EtcdServerError, EtcdServerTimeoutError, PortTakenError
 from ._etcd_binary import ask_binary, find_etcd_binary
 from ._ports import bind_error, bracketed, free_ports, is_any, listen_addresses, url
 from ._process import Process, status_text
+from ._requirements import require_python_etcd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -198,15 +199,11 @@ class EtcdServer:
             `EtcdClient`.
 
         Raises:
-            EtcdServerError: If the v2 API is served and python-etcd is missing.
+            ModuleNotFoundError: If the v2 API is served and python-etcd is missing.
         """
         if self.serves_v2:
-            try:
-                etcd = importlib.import_module("etcd")
-            except ModuleNotFoundError as exc:
-                msg = "The v2 API needs python-etcd: pip install python-etcd"
-                raise EtcdServerError(msg) from exc
-            return etcd.Client(
+            require_python_etcd()
+            return importlib.import_module("etcd").Client(
                 host=self.get_host(),
                 port=self._port,
                 version_prefix="/v2",

@@ -93,8 +93,7 @@ def test_nothing_is_left_of_a_job(make_job, own_server):
 
         def left():
             found, _ = client.range(state, state.encode() + b"\xff", keys_only=True)
-            # The queue of those who meet lives as long as a state that was not closed.
-            return [one.key for one in found.entries if b"/turn" not in one.key]
+            return [one.key for one in found.entries]
 
         wait_until("an empty etcd", lambda: not left(), seconds=10)
 

@@ -14,6 +14,7 @@ import click
 import rich.console
 
 from etcd_rendezvous._errors import EtcdError
+from etcd_rendezvous._requirements import require_urllib3
 
 __all__ = ["cli", "console"]
 
@@ -91,6 +92,10 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
+        try:
+            require_urllib3()
+        except ImportError as exc:
+            raise click.ClickException(str(exc)) from exc
         try:
             module = importlib.import_module(_COMMANDS[cmd_name].module)
         except ModuleNotFoundError as exc:

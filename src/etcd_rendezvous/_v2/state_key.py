@@ -76,6 +76,11 @@ class V2StateKey:
         See ``StateKey``. The v2 API knows no order.
         """
 
+    def leave_queue(self, key: str) -> None:
+        """
+        See ``StateKey``. There is no queue.
+        """
+
     def _forget_earlier_rounds(self, key: str, deadline: float) -> None:
         """
         Delete what the store holds of a run whose state is gone.

@@ -202,7 +202,7 @@ class V3StateKey:
             after = 0 if reply.revision < baseline else max(expected, baseline)
             won_at = self._resolve(raw, value, after, current, deadline)
             if won_at:
-                queue.give_back()
+                queue.leave()
                 return Swap(True, Stored(value, won_at), reply.revision)
         stored = self._noted(current) if current is not None else None
         return Swap(False, stored, reply.revision, queued)
@@ -212,6 +212,12 @@ class V3StateKey:
         See ``StateKey``.
         """
         self._queue(key.encode()).wait(queued, timeout)
+
+    def leave_queue(self, key: str) -> None:
+        """
+        See ``StateKey``.
+        """
+        self._queue(key.encode()).leave()
 
     def _send_swap(
         self, key: bytes, value: bytes, expected: int, lease_id: int, deadline: float

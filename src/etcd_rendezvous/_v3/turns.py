@@ -67,6 +67,7 @@ class TurnQueue:
         self._ticket: bytes | None = None
         self._lease = 0
         self._since = 0
+        self._has_pulsed = False
 
     def winning_ops(self, lease: int, version: int) -> list[wire.Json]:
         """
@@ -81,6 +82,7 @@ class TurnQueue:
         ops = [wire.op_delete(wire.delete_message(self._ticket))]
         if version and (version + 1) % _WRITES_PER_PULSE == 0:
             ops.append(wire.op_put(wire.put_message(self._pulse, b"", lease)))
+            self._has_pulsed = True
         return ops
 
     def losing_ops(self, lease: int) -> list[wire.Json]:
@@ -107,16 +109,27 @@ class TurnQueue:
         self._ticket = None
         self._since = 0
 
-    def give_back(self) -> None:
+    def leave(self) -> None:
         """
-        Delete the ticket of a swap that turned out to have been won after all.
+        Delete what this client has left in the queue: its ticket, its pulse.
+
+        For a swap that turned out to have been won after all, and for a caller who
+        won't try again.
         """
-        ticket = self._ticket
+        left = [self._ticket] if self._ticket is not None else []
+        if self._has_pulsed:
+            left.append(self._pulse)
         self.won()
-        if ticket is not None:
+        self._has_pulsed = False
+        if left:
             # If that fails, the others find out that nobody answers to it.
             with contextlib.suppress(EtcdError):
-                self._client.delete(ticket, timeout=STALL_SECONDS)
+                self._client.txn(
+                    [],
+                    [wire.op_delete(wire.delete_message(key)) for key in left],
+                    what="leave the queue of swaps",
+                    timeout=STALL_SECONDS,
+                )
 
     def lost(self, lease: int, reply: wire.TxnReply) -> Queued | None:
         """
