@@ -266,12 +266,25 @@ class EtcdRendezvousBackend(RendezvousBackend):
         """
         self._says_closed = closed
 
+    def seconds_left(self) -> int | None:
+        """
+        Return the seconds until the state goes away if nobody writes it.
+
+        Returns:
+            The seconds; None if there is no state. Ours.
+
+        Raises:
+            RendezvousConnectionError: As of :meth:`get_state`.
+        """
+        with self._translated("seconds_left"):
+            return self._kv.seconds_left(self._key, self._time_left())
+
     def leave_queue(self) -> None:
         """
         Give up one's turn among those who lost a swap, where there is an order (v3).
 
         For who won't try again: otherwise the others wait half a second for it, and
-        its key stays in etcd for ``ttl``. It raises nothing. Ours; the handler calls it.
+        its key stays in etcd for ``ttl``. It raises nothing. Ours, for the handler.
         """
         self._kv.leave_queue(self._key)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -170,14 +170,31 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
                             self._bootstrap_seconds,
                         )
         except RendezvousClosedError:
-            raise RendezvousClosedError(
-                f"The rendezvous '{self.settings.run_id}' is closed. Its run id is "
-                f"free again {self._backend.closed_ttl} s after the last of its agents "
-                "has ended; or use another run id."
-            ) from None
+            raise RendezvousClosedError(self._closed_in_words()) from None
         finally:
             self._backend.leave_queue()
             del last_round
+
+    def _closed_in_words(self) -> str:
+        left = None
+        # It need not be said.
+        with (
+            suppress(RendezvousConnectionError),
+            self._backend.time_limit(POLL_SECONDS),
+        ):
+            left = self._backend.seconds_left()
+        run, closed_ttl = self.settings.run_id, self._backend.closed_ttl
+        if left is None:
+            when = f"{closed_ttl} s after the last of its agents has ended"
+        else:
+            when = (
+                f"in {left} s if all its agents have ended, else {closed_ttl} s after "
+                "the last has"
+            )
+        return (
+            f"The rendezvous '{run}' is closed. Its run id is free again {when} "
+            "(closed_ttl); or use another run id."
+        )
 
     @property
     def _bootstrap_seconds(self) -> float:

@@ -148,6 +148,13 @@ class StateKey(Protocol):
                 applied.
         """
 
+    def seconds_left(self, key: str, timeout: float) -> int | None:
+        """
+        Return the seconds until a key goes away if nobody writes it.
+
+        None where there is no key, or it stays.
+        """
+
     def wait_turn(self, key: str, queued: Queued, timeout: float) -> None:
         """
         Wait until it is the caller's turn to try again, or that is uncertain.

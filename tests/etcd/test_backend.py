@@ -270,13 +270,15 @@ def test_stored_as_base64_text(served, run_id):
 def test_time_to_live(served, run_id, ttl):
     """
     The state has a TTL, after the first write and after a later one: two hours unless
-    another is asked for.
+    another is asked for. The backend tells what is left of it.
     """
     backend = served.backend(run_id, ttl=ttl)
     full = ttl or 7200
+    assert backend.seconds_left() is None
     _, token, _ = backend.set_state(b"one")
 
     assert full - 5 <= served.seconds_left(backend.key) <= full
+    assert full - 5 <= backend.seconds_left() <= full
     backend.set_state(b"two", token)
     assert full - 5 <= served.seconds_left(backend.key) <= full
 

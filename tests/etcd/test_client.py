@@ -190,10 +190,12 @@ def test_leases(client, key):
     """
     lease = new_lease_id()
     assert client.keep_alive(lease) == 0
+    assert client.seconds_left(lease) == 0
     client.grant(60, lease)
     client.grant(60, lease)
     client.put(key, "1", lease=lease)
     assert client.keep_alive(lease) == 60
+    assert 55 <= client.seconds_left(lease) <= 60
     found, _ = client.range(key)
     assert lease == found.entries[0].lease
     client.revoke(lease)

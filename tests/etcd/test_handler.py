@@ -205,7 +205,7 @@ def test_closed_run_says_when_it_is_free(own_server, run_id):
     first.next_rendezvous()
     assert first.shutdown()
 
-    with pytest.raises(RendezvousClosedError, match=r"free again 2 s after"):
+    with pytest.raises(RendezvousClosedError, match=r"free again in [0-2] s if"):
         create_handler(params).next_rendezvous()
 
     time.sleep(3.5)

@@ -104,6 +104,7 @@ def use_client() -> None:
     deleted: int = client.delete("/", prefix=True)
     client.grant(30, 12345)
     lease_seconds: int = client.keep_alive(12345)
+    lease_seconds = client.seconds_left(12345)
     client.revoke(12345)
     server_version: str = client.version()
     status: dict[str, Any] = client.status()

@@ -118,6 +118,7 @@ def test_paths():
         "/v3/lease/grant",
         "/v3/lease/revoke",
         "/v3/lease/keepalive",
+        "/v3/lease/timetolive",
         "/v3/watch",
         "/v3/maintenance/status",
     ] == [
@@ -128,6 +129,7 @@ def test_paths():
         wire.GRANT,
         wire.REVOKE,
         wire.KEEP_ALIVE,
+        wire.TIME_TO_LIVE,
         wire.WATCH,
         wire.STATUS,
     ]

@@ -192,6 +192,13 @@ class Requests:
         node, index = self._read(key, f"read the key '{key}'", timeout)
         return Look(_stored(node) if node is not None else None, False, index)
 
+    def seconds_left(self, key: str, timeout: float) -> int | None:
+        """
+        Return the seconds until a key goes away; None if it is gone, or stays.
+        """
+        node, _ = self._read(key, f"read the key '{key}'", timeout)
+        return node.ttl if node is not None else None
+
     def children(self, path: str, timeout: float) -> tuple[list[etcd.EtcdResult], int]:
         """
         List a directory.

@@ -71,6 +71,12 @@ class V2StateKey:
             self._forget_earlier_rounds(key, deadline)
         return swap(self._requests, key, value, expected, ttl, deadline)
 
+    def seconds_left(self, key: str, timeout: float) -> int | None:
+        """
+        See ``StateKey``.
+        """
+        return self._requests.seconds_left(key, timeout)
+
     def wait_turn(self, key: str, queued: Queued, timeout: float) -> None:
         """
         See ``StateKey``. The v2 API knows no order.

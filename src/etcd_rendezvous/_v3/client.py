@@ -352,6 +352,27 @@ class EtcdClient:
         with contextlib.suppress(LeaseNotFoundError):
             self._call(wire.REVOKE, {"ID": str(lease_id)}, "revoke a lease", timeout)
 
+    def seconds_left(self, lease_id: int, *, timeout: float | None = None) -> int:
+        """
+        Return the seconds until a lease expires if nobody renews it; ours.
+
+        Returns:
+            The seconds, or 0 if the server does not know the lease.
+
+        Raises:
+            EtcdError: etcd can't be reached, or refuses.
+        """
+        reply = self._call(
+            wire.TIME_TO_LIVE,
+            {"ID": str(lease_id)},
+            "read the time to live of a lease",
+            timeout,
+            writes=False,
+        )
+        # A lease that has expired, or never was, has -1.
+        with _etcds_own(reply.endpoint):
+            return max(int(reply.value.get("TTL", 0)), 0)
+
     # -- the server ---------------------------------------------------------------
 
     def version(self, *, timeout: float | None = None) -> str:

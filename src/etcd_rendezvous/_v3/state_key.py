@@ -207,6 +207,19 @@ class V3StateKey:
         stored = self._noted(current) if current is not None else None
         return Swap(False, stored, reply.revision, queued)
 
+    def seconds_left(self, key: str, timeout: float) -> int | None:
+        """
+        See ``StateKey``.
+        """
+        deadline = self._clock() + timeout
+        # Of keys alone etcd 3.7 does not tell the lease.
+        found, _ = self._client.range(key.encode(), timeout=timeout)
+        if not found.entries or not found.entries[0].lease:
+            return None
+        return self._client.seconds_left(
+            found.entries[0].lease, timeout=max(deadline - self._clock(), 0.0)
+        )
+
     def wait_turn(self, key: str, queued: Queued, timeout: float) -> None:
         """
         See ``StateKey``.

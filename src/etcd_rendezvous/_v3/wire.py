@@ -45,6 +45,7 @@ DELETE_RANGE: Final = "/v3/kv/deleterange"
 GRANT: Final = "/v3/lease/grant"
 REVOKE: Final = "/v3/lease/revoke"
 KEEP_ALIVE: Final = "/v3/lease/keepalive"
+TIME_TO_LIVE: Final = "/v3/lease/timetolive"
 WATCH: Final = "/v3/watch"
 STATUS: Final = "/v3/maintenance/status"
 
