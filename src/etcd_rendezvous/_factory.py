@@ -21,7 +21,7 @@ from ._errors import (
     EtcdProtocolError,
     EtcdSettingError,
 )
-from ._handler import EtcdRendezvousHandler
+from ._handler import EtcdRendezvousHandler, settings_of_torch
 from ._log import SlowBeat, log
 from ._params import Settings, parse_settings
 from ._requirements import require_python_etcd
@@ -38,6 +38,7 @@ V3_NAMES: Final = frozenset({"etcd-v3", "etcd-rendezvous-v3"})
 AUTO_NAMES: Final = frozenset({"etcd-auto", "etcd-rendezvous-auto"})
 TORCH_NAME: Final = "etcd-v2"
 
+BACKEND_STARTUP_TIMEOUT: Final = 0  # torch's: an error at once
 PLUGIN_STARTUP_TIMEOUT: Final = 60
 # With the pause in between, one probe for each line of the beat.
 _PROBE_SECONDS: Final = 9.5
@@ -97,8 +98,10 @@ def backend_of(
     """
     Do what :func:`create_backend` does, with classes of the caller's choice.
     """
-    settings = parse_settings(params.endpoint, params.config, startup_timeout=0)
-    return _create(params, settings, types)
+    settings = _settings(params, params.endpoint, BACKEND_STARTUP_TIMEOUT)
+    backend, store, spoken = _create(params, settings, types)
+    log.info("%s.", spoken)
+    return backend, store
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
@@ -128,18 +131,18 @@ def handler_of(params: RendezvousParameters, types: Types) -> RendezvousHandler:
     server = _embedded(params)
     endpoint = params.endpoint if server is None else server.get_endpoint()
     try:
-        settings = parse_settings(
-            endpoint, params.config, startup_timeout=PLUGIN_STARTUP_TIMEOUT
-        )
+        settings = _settings(params, endpoint, PLUGIN_STARTUP_TIMEOUT)
         if params.run_id == "none" and params.max_nodes > 1:
             log.warning(
                 "The run id is 'none', torchrun's default: all such jobs on this etcd "
                 "are one job. Give each its own with --rdzv-id."
             )
-        backend, store = _create(params, settings, types)
-        return EtcdRendezvousHandler.create(
+        backend, store, spoken = _create(params, settings, types)
+        handler = EtcdRendezvousHandler.create(
             store, backend, params, server.stop if server is not None else None
         )
+        log.info("%s, %s.", spoken, handler.times_in_words())
+        return handler
     except BaseException:
         if server is not None:
             server.stop()
@@ -153,8 +156,20 @@ def _create_etcd_client(params: RendezvousParameters) -> Any:
     Returns:
         An ``EtcdClient``, or python-etcd's ``etcd.Client`` where v2 is spoken.
     """
-    settings = parse_settings(params.endpoint, params.config, startup_timeout=0)
-    return _client(params, settings)[0]
+    return _client(params, _settings(params, params.endpoint, BACKEND_STARTUP_TIMEOUT))[
+        0
+    ]
+
+
+def _settings(
+    params: RendezvousParameters, endpoint: str | None, startup_timeout: int
+) -> Settings:
+    return parse_settings(
+        endpoint,
+        params.config,
+        startup_timeout=startup_timeout,
+        handler_settings=settings_of_torch(),
+    )
 
 
 def _client(params: RendezvousParameters, settings: Settings) -> tuple[Any, str]:
@@ -169,7 +184,10 @@ def _client(params: RendezvousParameters, settings: Settings) -> tuple[Any, str]
 
 def _create(
     params: RendezvousParameters, settings: Settings, types: Types
-) -> tuple[EtcdRendezvousBackend, EtcdStore]:
+) -> tuple[EtcdRendezvousBackend, EtcdStore, str]:
+    """
+    Create backend and store; return them, and what is spoken where, in words.
+    """
     client, api = _client(params, settings)
     backend = types.backend(
         client,
@@ -186,15 +204,11 @@ def _create(
     else:
         prefix = f"{backend.key}/store"
     store = types.store(client, prefix, ttl=settings.store_ttl)
-    log.info(
-        "The rendezvous '%s' (%s) speaks etcd's %s API at %s, with %s.",
-        params.run_id,
-        params.backend,
-        api,
-        ", ".join(map(str, settings.endpoints)),
-        settings,
+    spoken = (
+        f"The rendezvous '{params.run_id}' ({params.backend}) speaks etcd's {api} API "
+        f"at {', '.join(map(str, settings.endpoints))} with {settings.in_words(api)}"
     )
-    return backend, store
+    return backend, store, spoken
 
 
 def _choose(name: str, settings: Settings) -> tuple[Any, str]:

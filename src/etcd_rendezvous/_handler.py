@@ -31,8 +31,9 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
 from ._log import BEAT_SECONDS, SlowBeat, log
+from ._params import HANDLER_SETTINGS
 
-__all__ = ["EtcdRendezvousHandler"]
+__all__ = ["EtcdRendezvousHandler", "settings_of_torch"]
 
 # What a poll of the agent's loop may take, all in all, and how soon it tries again.
 POLL_SECONDS = 3.0
@@ -125,6 +126,21 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         """
         made_by_torch = create_torch_handler(store, backend, params)
         return cls(made_by_torch, backend, params.backend, on_shutdown)
+
+    def times_in_words(self) -> str:
+        """
+        List the times of torch's handler that take effect, for the log.
+        """
+        timeout = self.settings.timeout
+        seconds = {
+            f"{name}_timeout": getattr(timeout, name)
+            for name in ("join", "last_call", "close", "heartbeat")
+        }
+        seconds["keep_alive_interval"] = self.settings.keep_alive_interval
+        return ", ".join(
+            [f"{name}={value.total_seconds():g} s" for name, value in seconds.items()]
+            + [f"keep_alive_max_attempt={self.settings.keep_alive_max_attempt}"]
+        )
 
     def next_rendezvous(self) -> RendezvousInfo:
         """
@@ -419,6 +435,20 @@ class StateHolder(_BackendRendezvousStateHolder):
             f"Waiting to join '{run}', {left:.0f} s left: "
             f"{describe(self._state, self._settings)}"
         )
+
+
+def settings_of_torch() -> frozenset[str]:
+    """
+    Name the settings that the handler of the installed torch reads.
+
+    torch lists them nowhere, but its ``create_handler`` looks up each by its name, or
+    by what stands before ``_timeout``.
+    """
+    constants = create_torch_handler.__code__.co_consts
+    names = {text for text in constants if isinstance(text, str)}
+    timeouts = {name for name in HANDLER_SETTINGS if name[: -len("_timeout")] in names}
+    short = {name[: -len("_timeout")] for name in timeouts}
+    return frozenset(timeouts | {n for n in names - short if n.isidentifier()})
 
 
 def _events_are_discarded() -> bool:

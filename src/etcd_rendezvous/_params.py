@@ -11,6 +11,7 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,8 @@ DEFAULT_READ_TIMEOUT: Final = 60
 DEFAULT_CONNECT_TIMEOUT: Final = 3
 LAUNCHER_TIMEOUT: Final = 900
 
-# What torch's DynamicRendezvousHandler reads (2.13, and 2.15's backoff).
+# What torch's DynamicRendezvousHandler reads (2.9 to 2.14). The caller says what the
+# installed one does.
 HANDLER_SETTINGS: Final = frozenset(
     {
         "join_timeout",
@@ -142,6 +144,33 @@ class Settings:
     store_ttl: int | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
 
+    def in_words(self, api: str) -> str:
+        """
+        List the values that take effect, for the log.
+
+        Args:
+            api: The API that is spoken, ``v2`` or ``v3``.
+        """
+        default = DEFAULT_STORE_TTL_V2 if api == "v2" else DEFAULT_STORE_TTL
+        seconds = {
+            "read_timeout": self.read_timeout,
+            "connect_timeout": self.connect_timeout,
+            "startup_timeout": self.startup_timeout,
+            "ttl": self.ttl,
+            "closed_ttl": self.closed_ttl,
+            "store_ttl": self.store_ttl or default,
+        }
+        texts = {
+            "key_prefix": self.key_prefix,
+            "ssl_cert": self.tls.cert,
+            "ssl_cert_key": self.tls.key,
+            "ca_cert": self.tls.ca,
+        }
+        return ", ".join(
+            [f"{name}={value} s" for name, value in seconds.items()]
+            + [f"{name}={value}" for name, value in texts.items() if value]
+        )
+
 
 def parse_endpoints(
     text: str | None, protocol: str | None = None
@@ -241,7 +270,11 @@ def _split_port(text: str) -> tuple[str, str | None]:
 
 
 def parse_settings(
-    endpoint: str | None, config: Mapping[str, Any], *, startup_timeout: int
+    endpoint: str | None,
+    config: Mapping[str, Any],
+    *,
+    startup_timeout: int,
+    handler_settings: AbstractSet[str] = HANDLER_SETTINGS,
 ) -> Settings:
     """
     Parse an endpoint and rendezvous settings (torch's ``--rdzv-conf``).
@@ -250,6 +283,7 @@ def parse_settings(
         endpoint: torch's endpoint; see :func:`parse_endpoints`.
         config: The settings by name; values as texts or what they stand for.
         startup_timeout: The default of that setting, in seconds.
+        handler_settings: The settings that the installed torch's handler reads.
 
     Returns:
         The settings, with the warnings they deserve.
@@ -260,7 +294,7 @@ def parse_settings(
             it is torch's.
     """
     notes: list[str] = []
-    values = _known(config, notes)
+    values = _known(config, handler_settings, notes)
     read_timeout = _integer(values, "read_timeout", DEFAULT_READ_TIMEOUT)
     if read_timeout <= 0:
         # torch's words
@@ -301,12 +335,15 @@ def parse_settings(
     )
 
 
-def _known(config: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+def _known(
+    config: Mapping[str, Any], handler_settings: AbstractSet[str], notes: list[str]
+) -> dict[str, Any]:
     """
     Sort settings by whose they are; refuse what is nobody's.
     """
     values: dict[str, Any] = {}
     foreign: list[str] = []
+    too_new: list[str] = []
     for name, value in config.items():
         if name in _SECRETS:
             raise EtcdSettingError(
@@ -325,12 +362,19 @@ def _known(config: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             values[ours] = value
         elif name in _C10D_SETTINGS:
             foreign.append(name)
-        elif name not in HANDLER_SETTINGS and name not in _LAUNCHER_SETTINGS:
+        elif name in HANDLER_SETTINGS - handler_settings:
+            too_new.append(name)
+        elif name not in handler_settings and name not in _LAUNCHER_SETTINGS:
             raise EtcdSettingError(_unknown(name))
     if foreign:
         notes.append(
             f"The setting(s) {', '.join(sorted(foreign))} belong to torch's c10d "
             "backend and have no effect here."
+        )
+    if too_new:
+        notes.append(
+            f"The setting(s) {', '.join(sorted(too_new))} have no effect here: the "
+            "handler of the installed PyTorch does not read them."
         )
     if (
         "timeout" in config

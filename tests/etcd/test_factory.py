@@ -288,15 +288,21 @@ def test_list_of_endpoints_on_v2(newest_v2, run_id):
 
 def test_choice_is_logged_once(newest_v3, run_id, caplog):
     """
-    Which API is spoken, and where, is logged in one line.
+    Which API is spoken, where, and with which values is logged in one line; a handler's
+    are there too.
     """
     caplog.set_level(logging.INFO, "etcd_rendezvous")
-    create_backend(parameters("etcd-auto", newest_v3.endpoint, run_id))
+    for create in create_backend, create_handler:
+        caplog.clear()
+        config = {"closed_ttl": "7", "keep_alive_interval": "2"}
+        create(parameters("etcd-auto", newest_v3.endpoint, run_id, **config))
 
-    (line,) = [text for text in caplog.messages if "API" in text]
-    assert run_id in line
-    assert "v3 API" in line
-    assert newest_v3.endpoint in line
+        (line,) = [text for text in caplog.messages if "API" in text]
+        assert run_id in line
+        assert f"v3 API at http://{newest_v3.endpoint} with read_timeout=60 s" in line
+        assert "closed_ttl=7 s" in line
+    assert "join_timeout=600 s" in line
+    assert "keep_alive_interval=2 s" in line
 
 
 # --- What is refused

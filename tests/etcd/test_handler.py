@@ -25,6 +25,8 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (  # noqa: E
 
 from etcd_rendezvous import _handler as handler_module  # noqa: E402
 from etcd_rendezvous import create_backend, create_handler  # noqa: E402
+from etcd_rendezvous._handler import settings_of_torch  # noqa: E402
+from etcd_rendezvous._params import HANDLER_SETTINGS  # noqa: E402
 
 
 def parameters(endpoint, run_id, *, least=1, most=2, addr=None, **config):
@@ -194,6 +196,13 @@ def test_every_round_has_its_own_bootstrap_store(own_server, run_id):
     handler._stop_heartbeats()
 
     assert first.master_port != second.master_port
+
+
+def test_settings_of_the_installed_torch():
+    """
+    What the handler of the installed torch reads is what our pages say that it does.
+    """
+    assert settings_of_torch() == HANDLER_SETTINGS
 
 
 def test_closed_run_says_when_it_is_free(own_server, run_id):

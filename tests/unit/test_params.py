@@ -602,6 +602,40 @@ def test_what_the_handler_reads():
     } == HANDLER_SETTINGS
 
 
+def test_what_an_older_handler_does_not_read():
+    """
+    A setting of torch's handler that the installed one does not know is named in a
+    warning; one that only the installed one knows passes.
+    """
+    found = parse_settings(
+        None,
+        {"join_timeout": 1, "heartbeat_timeout": 2, "brand_new": 3},
+        startup_timeout=0,
+        handler_settings={"join_timeout", "brand_new"},
+    )
+
+    assert (
+        (
+            "The setting(s) heartbeat_timeout have no effect here: the handler of the "
+            "installed PyTorch does not read them."
+        ),
+    ) == found.notes
+
+
+def test_values_in_words():
+    """
+    What takes effect is told with units, and only what there is.
+    """
+    words = parse("https://a", 60, closed_ttl="7", ca_cert=__file__).in_words("v2")
+
+    assert (
+        "read_timeout=60 s, connect_timeout=3 s, startup_timeout=60 s, ttl=7200 s, "
+        "closed_ttl=7 s, store_ttl=86400 s, key_prefix=/torch/elastic/rendezvous, "
+        f"ca_cert={__file__}"
+    ) == words
+    assert "store_ttl=7200 s" in parse().in_words("v3")
+
+
 @pytest.mark.parametrize(
     ("config", "warned"),
     [
