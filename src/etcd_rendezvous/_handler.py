@@ -6,6 +6,7 @@ torch's ``DynamicRendezvousHandler``, mended where any node, or etcd, may die.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch.distributed import DistNetworkError, DistStoreError, Store
 from torch.distributed.elastic.events import get_logging_handler
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -285,10 +287,16 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         """
         Close the rendezvous; see torch's ``RendezvousHandler``.
 
+        Not for an agent that a signal ends: torch 2.6 calls this then, for one, and
+        so ended the job of all others when one node was preempted.
+
         Returns:
             Whether that was written.
         """
         try:
+            if isinstance(sys.exc_info()[1], SignalException):
+                self._stop_heartbeats()
+                return False
             with self._backend.time_limit(self.settings.timeout.close.total_seconds()):
                 return bool(super().shutdown())
         finally:

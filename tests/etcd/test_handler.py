@@ -5,6 +5,7 @@ The handler, in one process, on a real etcd.
 
 import logging
 import pickle
+import signal
 import threading
 import time
 from datetime import datetime, timezone
@@ -13,6 +14,9 @@ import pytest
 
 pytestmark = pytest.mark.torch
 
+from torch.distributed.elastic.multiprocessing.api import (  # noqa: E402
+    SignalException,
+)
 from torch.distributed.elastic.rendezvous import (  # noqa: E402
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -196,6 +200,23 @@ def test_every_round_has_its_own_bootstrap_store(own_server, run_id):
     handler._stop_heartbeats()
 
     assert first.master_port != second.master_port
+
+
+def test_an_agent_that_a_signal_ends_closes_nothing(own_server, run_id):
+    """
+    Some versions of torch shut the rendezvous down where a signal ends the agent; that
+    does not close it, so the others go on.
+    """
+    params = parameters(own_server.get_endpoint(), run_id, most=1)
+    handler = create_handler(params)
+    handler.next_rendezvous()
+    try:
+        raise SignalException("preempted", signal.SIGTERM)
+    except SignalException:
+        assert not handler.shutdown()
+
+    other = create_handler(params)
+    assert not other.is_closed()
 
 
 def test_settings_of_the_installed_torch():
