@@ -1,44 +1,46 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """
-Launch a function on `etcd-v3` without naming an endpoint, as a user's script does.
+Launch a function on `etcd-v3`, as a user's program does.
 
-    python launch.py RUN_ID
+    python launch.py FOLDER RUN_ID START_METHOD [ENDPOINT]
+
+With an endpoint it is one of two nodes with a worker each, else the only one, with two.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
+from pathlib import Path
+
+from once import add_up, report
 
 
-def work(number: int) -> list[int]:
+def work(folder: str) -> str:
     """
     Sum numbers with the other worker.
     """
-    import torch
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
-    total = torch.tensor([number + dist.get_rank()])
-    dist.all_reduce(total)
-    dist.destroy_process_group()
-    return [int(total), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])]
+    report(Path(folder), add_up)
+    return "worked"
 
 
 def main() -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    folder, run_id, start_method, *endpoint = sys.argv[1:]
+    nodes = 2 if endpoint else 1
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=2,
-        run_id=sys.argv[1],
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=2 // nodes,
+        run_id=run_id,
         rdzv_backend="etcd-v3",
+        rdzv_endpoint=endpoint[0] if endpoint else "",
+        start_method=start_method,
         monitor_interval=0.1,
         local_addr="127.0.0.1",
     )
-    print(json.dumps(elastic_launch(config, work)(20)))
+    returned = elastic_launch(config, work)(folder)
+    assert set(returned.values()) == {"worked"}, returned
 
 
 if __name__ == "__main__":

@@ -5,18 +5,14 @@ One job script, and no change but the name of the backend.
 
 from __future__ import annotations
 
-import json
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import psutil
 import pytest
 
 from etcd_rendezvous import EtcdClient
 from support import etcds
-from support.torchrun import clean_environment, wait_until
+from support.torchrun import wait_until
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
@@ -163,21 +159,3 @@ def test_one_node_with_an_etcd_of_its_own(make_job, newest_etcd_binary):
     assert world.size == 2
     assert world.master[0] == agent.address
     assert list(job.processes()) == []
-
-
-def test_launch_config_and_a_function(run_id, newest_etcd_binary):
-    """
-    A program that launches a function needs no endpoint for one node.
-    """
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("launch.py"), run_id],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=clean_environment(TORCHELASTIC_ETCD_BINARY_PATH=newest_etcd_binary),
-        timeout=100,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"0": [41, 0, 2], "1": [41, 1, 2]}
