@@ -76,11 +76,23 @@ def names_in(cell):
     return re.findall(r"`([^`]+)`", cell)
 
 
-def settings_tables():
+def settings_rows(whose=None):
     """
-    Return the tables of settings: ours, aliases, the handler's, those without effect.
+    Return the rows of the table of settings, of one owner or all.
     """
-    return [table[1:] for table in tables(SETTINGS) if table[0][0] == "setting"]
+    (table,) = [table for table in tables(SETTINGS) if table[0][0] == "setting"]
+    return [row for row in table[1:] if whose in (None, row[4])]
+
+
+OF_PARSER = ("ours", "torch's etcd")
+
+
+def parsed_rows():
+    """
+    Return the rows of the settings that the parser keeps, by name.
+    """
+    rows = [row for whose in OF_PARSER for row in settings_rows(whose)]
+    return {names_in(row[0])[0]: row for row in rows if names_in(row[0])}
 
 
 # -- commands ----------------------------------------------------------------------
@@ -202,19 +214,26 @@ def test_torchrun_commands():
 
 def test_settings_table_is_complete():
     """
-    The tables of settings name exactly what the parser knows.
+    The table of settings names exactly what the parser knows, and whose it is.
     """
-    ours, aliases, handlers, no_effect = settings_tables()
-    launchers, c10ds = (set(names_in(row[0])) for row in no_effect)
 
-    assert _params._OUR_SETTINGS == {names_in(row[0])[0] for row in ours}
-    assert len(ours) == len(_params._OUR_SETTINGS)
+    def names(whose):
+        return {name for row in settings_rows(whose) for name in names_in(row[0])}
+
+    rows = settings_rows()
+    aliases = settings_rows("torch's older `etcd`")
+
+    assert {6} == {len(row) for row in rows}
+    assert len(rows) == len({row[0] for row in rows})
+    # The one that takes over torch's name stands there, too.
+    assert _params._OUR_SETTINGS == set(parsed_rows()) - {"etcd-v2"}
     assert _params._ALIASES == {
-        names_in(row[0])[0]: names_in(row[1])[0] for row in aliases
+        names_in(row[0])[0]: names_in(row[5])[0] for row in aliases
     }
-    assert _params.HANDLER_SETTINGS == {names_in(row[0])[0] for row in handlers}
-    assert _params._LAUNCHER_SETTINGS == launchers
-    assert _params._C10D_SETTINGS == c10ds
+    assert _params.HANDLER_SETTINGS == names("torch's handler")
+    assert _params._LAUNCHER_SETTINGS == names("the launcher")
+    assert _params._C10D_SETTINGS == names("c10d")
+    assert "docs/settings.md" in read(README)
 
 
 def test_refused_settings_are_listed():
@@ -251,7 +270,8 @@ def test_defaults():
             str(_params.DEFAULT_STORE_TTL_V2),
         ],
     }
-    said = {names_in(row[0])[0]: names_in(row[2]) for row in settings_tables()[0]}
+    said = {name: names_in(row[2]) for name, row in parsed_rows().items()}
+    del said["etcd-v2"]
 
     assert (None, None, None) == (parsed.tls.cert, parsed.tls.key, parsed.tls.ca)
     assert actual == said
@@ -276,9 +296,8 @@ def test_least_times_to_live():
     """
     Times to live below the least that the page names are refused.
     """
-    rows = {names_in(row[0])[0]: row[-1] for row in settings_tables()[0]}
-    for name in ("ttl", "closed_ttl"):
-        least = int(re.search(r"At least (\d+)", rows[name])[1])
+    for name in ("ttl", "closed_ttl", "store_ttl"):
+        least = int(re.search(r"At least (\d+)", parsed_rows()[name][5])[1])
 
         parse_settings(None, {name: least}, startup_timeout=0)
         with pytest.raises(EtcdSettingError):
@@ -304,7 +323,8 @@ def test_defaults_of_torchs_handler():
     for name in ("keep_alive_interval", "keep_alive_max_attempt"):
         actual[name] = signature.parameters[name].default
     said = {
-        names_in(row[0])[0]: int(names_in(row[2])[0]) for row in settings_tables()[2]
+        names_in(row[0])[0]: int(names_in(row[2])[0])
+        for row in settings_rows("torch's handler")
     }
 
     assert actual == said
@@ -323,17 +343,21 @@ def test_settings_named_elsewhere():
 
 def test_environment_variables():
     """
-    The page names the variables that the code reads, and no others.
+    The table names the variables that the code reads, torchrun's, and no others.
     """
     code = "\n".join(
         read(path) for path in (ROOT / "src" / "etcd_rendezvous").glob("*.py")
     )
-    table = next(t for t in tables(SETTINGS) if t[0][0] == "variable")
-    named = {names_in(row[0])[0] for row in table[1:]}
+    named = {name for row in settings_rows() for name in names_in(row[3])}
+    options = {
+        names_in(row[0])[0]: names_in(row[3])[0] for row in settings_rows("torchrun")
+    }
     direct = re.findall(r'environ(?:\.get\(|\[)"([A-Z_]+)"', code)
     binary = re.search(r'^_BINARY_VARIABLE: Final = "(\w+)"', code, re.MULTILINE)[1]
 
-    assert {*direct, binary} == named
+    assert {*direct, binary, *options.values()} == named
+    for option, variable in options.items():
+        assert f"PET_{option[2:].replace('-', '_').upper()}" == variable
 
 
 # -- links, names, code ------------------------------------------------------------
