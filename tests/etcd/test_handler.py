@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 
 import pytest
@@ -224,6 +225,41 @@ def test_settings_of_the_installed_torch():
     What the handler of the installed torch reads is what our pages say that it does.
     """
     assert settings_of_torch() == HANDLER_SETTINGS
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["x" * 300, "two words", "größe-日本-🦊", "team/job"],
+    ids=["300", "a b", "é", "/"],
+)
+def test_nodes_meet_under_any_run_id(newest_served, run_id, odd):
+    """
+    A run id may be long, and have spaces, letters of any alphabet, and slashes.
+    """
+    handlers = [
+        create_handler(
+            RendezvousParameters(
+                f"etcd-{newest_served.api}",
+                newest_served.endpoint,
+                f"{run_id}-{odd}",
+                2,
+                2,
+                "localhost",
+            )
+        )
+        for _ in range(2)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        infos = list(pool.map(lambda one: one.next_rendezvous(), handlers))
+    for handler in handlers:
+        assert handler.get_run_id() == f"{run_id}-{odd}"
+        handler.shutdown()
+
+    assert {info.rank for info in infos} == {0, 1}
+    assert {info.world_size for info in infos} == {2}
+    # They reach each other through the store, too.
+    infos[0].store.set("greeting", odd)
+    assert infos[1].store.get("greeting") == odd.encode()
 
 
 def test_closed_run_says_when_it_is_free(own_server, run_id):
