@@ -288,6 +288,7 @@ class Job:
         conf: Settings for `--rdzv-conf`.
         max_restarts: How many failures of workers an agent bears.
         nproc: How many workers each agent starts.
+        worker: The script that the workers run, and what it is told after the folder.
     """
 
     folder: Path
@@ -298,6 +299,7 @@ class Job:
     conf: Mapping[str, object] = field(default_factory=dict)
     max_restarts: int = 0
     nproc: int = 1
+    worker: Sequence[object] = (WORKER,)
     agents: dict[str, Agent] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -348,8 +350,9 @@ class Job:
             *(f"--{key}={value}" for key, value in options.items() if value),
             f"--log-dir={logs}",
             *arguments,
-            str(WORKER),
+            str(self.worker[0]),
             str(self.folder),
+            *map(str, self.worker[1:]),
         ]
         stderr, stdout = (self.folder / f"{name}.{kind}" for kind in ("err", "out"))
         with stderr.open("ab") as err, stdout.open("ab") as out:
