@@ -227,6 +227,10 @@ def _parse_endpoint(text: str, protocol: str | None) -> Endpoint:
                 f"protocol={protocol}; leave one of them out."
             )
         rest = rest.removesuffix("/")
+    if "/" in rest:
+        raise EtcdSettingError(
+            f"The endpoint '{text}' has a path; leave it out: those of etcd are fixed."
+        )
     host, port_text = _split_port(rest)
     if not _is_host(host):
         raise EtcdSettingError(

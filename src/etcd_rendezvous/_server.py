@@ -475,7 +475,7 @@ class EtcdServer:
             self._wait_for_ports()
         if self._data_dir is None:
             if self._kept_dir is None:
-                self._data_dir = Path(tempfile.mkdtemp(prefix="etcd-rendezvous-data-"))
+                self._data_dir = self._make_temporary_dir()
             else:
                 self._make_kept_dir(self._kept_dir)
                 self._data_dir = self._kept_dir
@@ -495,14 +495,26 @@ class EtcdServer:
             self._etcd_proc = self._process.launch()
 
     @staticmethod
+    def _make_temporary_dir() -> Path:
+        try:
+            return Path(tempfile.mkdtemp(prefix="etcd-rendezvous-data-"))
+        except OSError as exc:
+            msg = (
+                "No temporary folder for etcd's data can be made "
+                f"({exc.strerror or exc}); name a folder that can be written to with "
+                "the environment variable TMPDIR."
+            )
+            raise EtcdServerError(msg) from exc
+
+    @staticmethod
     def _make_kept_dir(path: Path) -> None:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
-            msg = f"The data folder {path} can't be made: {exc.strerror}."
+            msg = f"The data folder {path} can't be made: {exc.strerror}; name another."
             raise EtcdServerError(msg) from exc
         if not os.access(path, os.W_OK | os.X_OK):
-            msg = f"The data folder {path} can't be written to."
+            msg = f"The data folder {path} can't be written to; name another."
             raise EtcdServerError(msg)
 
     def _wait_for_ports(self) -> None:

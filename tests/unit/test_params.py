@@ -152,10 +152,8 @@ def test_an_empty_entry(text):
         "a-",
         "a..b",
         ".a",
-        "a/b",
         "http://",
         "http:///",
-        "http://host/path",
         "http://host?x=1",
         "https://host\n/",
         "[host]:80",
@@ -184,6 +182,16 @@ def test_no_endpoint_at_all(text):
     ) == refusal(parse_endpoints, text)
 
 
+@pytest.mark.parametrize("text", ["a/b", "h:1/p", "http://host/path", "https://h:1/v3"])
+def test_a_path(text):
+    """
+    A path is refused, as one.
+    """
+    assert (
+        f"The endpoint '{text}' has a path; leave it out: those of etcd are fixed."
+    ) == refusal(parse_endpoints, text)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -193,7 +201,6 @@ def test_no_endpoint_at_all(text):
         "h:+1",
         "h:x",
         "h:1 ",
-        "h:1/p",
         "h:٣",
         "h:000080",
         "[::1]:x",

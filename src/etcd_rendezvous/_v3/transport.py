@@ -432,7 +432,8 @@ def _not_json(status: int, body: bytes) -> Trouble:
     ):
         # A proxy in between, an etcd that is going down, or half a reply.
         return Trouble(
-            retry.Failure.AMBIGUOUS, f"HTTP status {status} without etcd's own words"
+            retry.Failure.AMBIGUOUS,
+            f"HTTP status {status}, but not in etcd's words; is a proxy in between?",
         )
     return _not_etcd(
         f"something answered that is not etcd (HTTP status {status}: {text!r})"
