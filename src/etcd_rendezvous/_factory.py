@@ -304,7 +304,7 @@ def _embedded(params: RendezvousParameters) -> EtcdServer | None:
     if params.max_nodes > 1:
         raise EtcdSettingError(
             f"Up to {params.max_nodes} nodes are to meet, so --rdzv-endpoint must name "
-            "an etcd that they all reach, such as HOST:2379; `etcd-rendezvous serve` "
+            "an etcd that they all reach, such as HOST:2379; 'etcd-rendezvous serve' "
             "starts one."
         )
     from ._server import EtcdServer

