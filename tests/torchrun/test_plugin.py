@@ -164,3 +164,28 @@ def test_the_registry_of_torch_reaches_us(own_server, run_id):
     )
 
     assert json.loads(out) == {name: [name, run_id] for name in NAMES}
+
+
+def test_a_name_that_is_anothers_is_said(own_server, run_id):
+    """
+    Where torch, or another plug-in, has taken a short name of ours, our first use says
+    so, and names the one to take.
+    """
+    _, err = python(
+        "import sys\n"
+        "from torch.distributed.elastic.rendezvous import RendezvousParameters\n"
+        "from torch.distributed.elastic.rendezvous.registry import (\n"
+        "    get_rendezvous_handler, handler_registry)\n"
+        "def taken(parameters): raise AssertionError\n"
+        "taken.__module__ = 'somebody.elses'\n"
+        "handler_registry._registry['etcd-v3'] = taken\n"
+        "get_rendezvous_handler(\n"
+        "    RendezvousParameters('etcd-rendezvous-v3', *sys.argv[1:], 1, 2))\n",
+        own_server.get_endpoint(),
+        run_id,
+    )
+
+    assert err == (
+        "The rendezvous backend 'etcd-v3' is not etcd-rendezvous here, but that of "
+        "somebody.elses; 'etcd-rendezvous-v3' is ours.\n"
+    )

@@ -264,6 +264,27 @@ def test_all_of_v3_needs_no_python_etcd(hide):
     assert ["v3", "v", 5] == found
 
 
+def test_the_command_with_an_old_urllib3(tmp_path):
+    """
+    The command says in one line that urllib3 is too old, and how to get another.
+    """
+    (tmp_path / "urllib3.py").write_text("__version__ = '1.26.20'\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "etcd_rendezvous", "serve"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=60,
+        check=False,
+    )
+
+    assert 1 == done.returncode
+    assert (
+        "Error: etcd-rendezvous needs urllib3 2.3 or later, but 1.26.20 is installed: "
+        "pip install 'urllib3>=2.3.0,!=2.6.0,<3'.\n"
+    ) == done.stderr
+
+
 def test_dir():
     """
     All public names are listed before any is loaded, and are sorted.
