@@ -32,6 +32,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
+from ._guard import GuardedBackend
 from ._log import BEAT_SECONDS, SlowBeat, log
 from ._params import HANDLER_SETTINGS
 
@@ -342,7 +343,8 @@ class StateHolder(_BackendRendezvousStateHolder):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        super().__init__(backend, settings)
+        super().__init__(GuardedBackend(backend), settings)
+        self._etcd = backend
         self._clock = clock
         self._sleep = sleep
         self._join_since = 0.0
@@ -379,7 +381,7 @@ class StateHolder(_BackendRendezvousStateHolder):
         """
         while True:
             if self._dirty:
-                self._backend.say_closed(self._state.closed)
+                self._etcd.say_closed(self._state.closed)
             try:
                 with self._within_join():
                     has_set: bool | None = super().sync()
@@ -398,7 +400,7 @@ class StateHolder(_BackendRendezvousStateHolder):
         if self._join_until is None:
             yield
         else:
-            with self._backend.time_limit(max(self._join_until - self._clock(), 0.1)):
+            with self._etcd.time_limit(max(self._join_until - self._clock(), 0.1)):
                 yield
 
     def _sanitize(self) -> None:

@@ -1,16 +1,172 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """
-What can be told of torch's pickled rendezvous state without unpickling it.
+Read torch's pickled rendezvous state without trusting it.
+
+A pickle can name any function and have it called. What is read from etcd may have been
+written by anybody who reaches it, and torch unpickles it in every agent. Here it is
+read with stand-ins for the few classes that such a state is made of, and refused if it
+names anything else.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import pickle
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from io import BytesIO
+from typing import Any, Final
 
-__all__ = ["is_closed"]
+__all__ = ["Node", "State", "StateRefusedError", "is_closed", "read_state"]
 
 # In a pickle, the short text "closed" that follows a memo mark, then True.
 _CLOSED: Final = b"\x8c\x06closed\x94\x88"
+
+_TORCH: Final = "torch.distributed.elastic.rendezvous.dynamic_rendezvous"
+_UNREADABLE: Final = "it is not a pickle that torch's handler has written"
+
+
+class StateRefusedError(ValueError):
+    """
+    Raised for a state that is not one of torch's handler; says why, in half a sentence.
+    """
+
+
+class Node:
+    """
+    Stands for torch's description of a node.
+
+    Attributes:
+        addr: Its address.
+        pid: The process id of its agent.
+        local_id: Tells apart the agents of one process.
+    """
+
+    addr: str
+    pid: int
+    local_id: int
+
+
+class State:
+    """
+    Stands for torch's rendezvous state (2.6 to 2.14).
+
+    Attributes:
+        round: The number of the round.
+        complete: Whether the round is complete.
+        deadline: When a round with enough nodes is closed; None if there are too few.
+        closed: Whether the rendezvous is closed.
+        participants: The nodes of the round with their ranks.
+        wait_list: The nodes that wait for the next round.
+        redundancy_list: The nodes that are there in case another fails.
+        last_heartbeats: When each node was heard of last.
+    """
+
+    round: int
+    complete: bool
+    deadline: datetime | None
+    closed: bool
+    participants: dict[Node, int]
+    wait_list: set[Node]
+    redundancy_list: set[Node]
+    last_heartbeats: dict[Node, datetime]
+
+
+# Nothing else may be named by a state. None of these does anything but be made.
+_ALLOWED: Final[dict[tuple[str, str], Callable[..., object]]] = {
+    (_TORCH, "_RendezvousState"): State,
+    (_TORCH, "_NodeDesc"): Node,
+    ("datetime", "datetime"): datetime,
+    ("datetime", "timezone"): timezone,
+    ("datetime", "timedelta"): timedelta,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        try:
+            return _ALLOWED[module_name, global_name]
+        except KeyError:
+            raise StateRefusedError(
+                f"it names {module_name}.{global_name}, which has no place in one"
+            ) from None
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        raise StateRefusedError("it names an object outside of itself")
+
+
+def read_state(state: bytes) -> State:
+    """
+    Read a state of torch's dynamic rendezvous handler; nothing in it is run.
+
+    Args:
+        state: The pickled state.
+
+    Returns:
+        The state, of stand-ins for torch's classes.
+
+    Raises:
+        StateRefusedError: It names anything that does not belong into such a state,
+            or is none.
+    """
+    try:
+        found = _Unpickler(BytesIO(state)).load()
+    except StateRefusedError:
+        raise
+    except Exception as error:  # of a broken pickle nearly any may come
+        raise StateRefusedError(_UNREADABLE) from error
+    if not _is_sound(found):
+        raise StateRefusedError(_UNREADABLE)
+    return found  # type: ignore[no-any-return]
+
+
+def _is_sound(found: Any) -> bool:
+    """
+    Say whether a state has the parts of one, all of the right kind.
+    """
+    if type(found) is not State:
+        return False
+    parts: dict[str, Any] = vars(found)
+    try:
+        return (
+            type(parts["round"]) is int
+            and type(parts["complete"]) is bool
+            and type(parts["closed"]) is bool
+            and (parts["deadline"] is None or _is_time(parts["deadline"]))
+            and _maps(parts["participants"], lambda rank: type(rank) is int)
+            and _maps(parts["last_heartbeats"], _is_time)
+            and _holds_nodes(parts["wait_list"])
+            and _holds_nodes(parts["redundancy_list"])
+        )
+    except KeyError:
+        return False
+
+
+def _is_time(found: object) -> bool:
+    # Without a time zone torch could not compare it.
+    return type(found) is datetime and found.tzinfo is not None
+
+
+def _maps(found: object, is_good: Callable[[object], bool]) -> bool:
+    return (
+        type(found) is dict
+        and all(map(_is_node, found))
+        and all(map(is_good, found.values()))
+    )
+
+
+def _holds_nodes(found: object) -> bool:
+    return type(found) is set and all(map(_is_node, found))
+
+
+def _is_node(found: object) -> bool:
+    if type(found) is not Node:
+        return False
+    parts = vars(found)
+    return (
+        type(parts.get("addr")) is str
+        and type(parts.get("pid")) is int
+        and type(parts.get("local_id")) is int
+    )
 
 
 def is_closed(state: bytes) -> bool:

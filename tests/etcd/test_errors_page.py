@@ -20,6 +20,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousConnectionError,
     RendezvousParameters,
+    RendezvousStateError,
 )
 
 import etcd
@@ -336,6 +337,14 @@ class Trouble:
         former.next_rendezvous()
         former.shutdown()
         with pytest.raises(RendezvousClosedError) as caught:
+            create_handler(params).next_rendezvous()
+        return str(caught.value)
+
+    @into("Somebody else has written the state")
+    def foreign_state(self):
+        params = self.parameters(self.make_server().get_endpoint())
+        create_backend(params)[0].set_state(b"theirs")
+        with pytest.raises(RendezvousStateError) as caught:
             create_handler(params).next_rendezvous()
         return str(caught.value)
 
