@@ -151,7 +151,7 @@ def _announce(server: EtcdServer, host: str, data_dir: Path | None) -> None:
         console(stderr=True).print(
             f"Warning: there is no authentication on {host}: anyone who reaches port "
             f"{server.get_port()} can read and change the state of every rendezvous, "
-            "and so run code on the nodes of the job, through torch's pickles.",
+            "and so end or mislead its job.",
             style="yellow",
         )
     kept = "is deleted at the end" if data_dir is None else "is kept"
