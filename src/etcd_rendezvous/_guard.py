@@ -78,7 +78,7 @@ class GuardedBackend(RendezvousBackend):
         except StateRefusedError as error:
             raise RendezvousStateError(
                 f"The rendezvous state in etcd at '{self._backend.key}' is refused: "
-                f"{error}. Somebody else has written there: delete the key, and let "
-                "nobody write to it who may not run code on the nodes."
+                f"{error}. Somebody else has written there: delete the key, and see "
+                "who may write to it."
             ) from error
         self._trusted = state
