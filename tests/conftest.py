@@ -330,6 +330,15 @@ def own_server(make_server):
 
 
 @pytest.fixture
+def server_without_v2(make_server):
+    """
+    A running server of the newest version, which does not serve the v2 API.
+    """
+    newest = etcds.binaries()[-1]
+    return make_server(extra_args=["--enable-v2=false"] if newest.knows_v2 else [])
+
+
+@pytest.fixture
 def make_cluster(newest_etcd_binary):
     """
     A function that starts a cluster of the test's own: `EtcdCluster`'s arguments.

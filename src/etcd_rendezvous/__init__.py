@@ -93,6 +93,9 @@ def __getattr__(name: str) -> "Any":
         require_urllib3()
         if home in _NEED_TORCH:
             require_torch(f"etcd_rendezvous.{name}")
+            # torch loads our plug-in at its end, which may take over torch's names:
+            # before any module of ours is half imported.
+            import_module("torch.distributed.elastic.rendezvous")
     return getattr(import_module(f".{home}", __name__), name)
 
 

@@ -132,7 +132,7 @@ def handler_of(params: RendezvousParameters, types: Types) -> RendezvousHandler:
     endpoint = params.endpoint if server is None else server.get_endpoint()
     try:
         settings = _settings(params, endpoint, PLUGIN_STARTUP_TIMEOUT)
-        if params.run_id == "none" and params.max_nodes > 1:
+        if params.run_id == "none" and server is None:
             log.warning(
                 "The run id is 'none', torchrun's default: all such jobs on this etcd "
                 "are one job. Give each its own with --rdzv-id."
@@ -289,7 +289,8 @@ def _gave_up(error: EtcdConnectionError, settings: Settings) -> EtcdConnectionEr
     if not settings.startup_timeout:
         return error
     return EtcdConnectionError(
-        f"{error} It was waited for {settings.startup_timeout} s (startup_timeout)."
+        f"{error} It was tried again for {settings.startup_timeout} s "
+        "(startup_timeout)."
     )
 
 

@@ -21,6 +21,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousInfo,
     RendezvousParameters,
+    RendezvousTimeoutError,
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     DynamicRendezvousHandler,
@@ -188,6 +189,14 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
                             self.settings.run_id,
                             self._bootstrap_seconds,
                         )
+        except RendezvousTimeoutError as error:
+            # torch's has no text, and has withdrawn this node by now.
+            state = describe(self._holder.state, self.settings, self._this_node)
+            raise RendezvousTimeoutError(
+                f"The rendezvous '{self.settings.run_id}' was not joined in "
+                f"{join_seconds:g} s (join_timeout): {state}. Do all agents name the "
+                "same backend, endpoint, run id and key_prefix?"
+            ) from error
         except RendezvousClosedError:
             raise RendezvousClosedError(self._closed_in_words()) from None
         finally:
@@ -288,14 +297,14 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         """
         Close the rendezvous; see torch's ``RendezvousHandler``.
 
-        Not for an agent that a signal ends: torch 2.6 calls this then, for one, and
-        so ended the job of all others when one node was preempted.
+        Not for an agent that a signal ends: the others go on. (torch 2.6 calls this
+        then, and every torch does at Ctrl-C while no workers run yet.)
 
         Returns:
             Whether that was written.
         """
         try:
-            if isinstance(sys.exc_info()[1], SignalException):
+            if _signalled(sys.exc_info()[1]):
                 self._stop_heartbeats()
                 return False
             with self._backend.time_limit(self.settings.timeout.close.total_seconds()):
@@ -447,6 +456,17 @@ class StateHolder(_BackendRendezvousStateHolder):
         )
 
 
+def _signalled(error: BaseException | None) -> bool:
+    """
+    Say whether an exception, or one that it followed, came of a signal.
+    """
+    while error is not None:
+        if isinstance(error, SignalException | KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
+
+
 def settings_of_torch() -> frozenset[str]:
     """
     Name the settings that the handler of the installed torch reads.
@@ -471,25 +491,29 @@ def _discard(*_: Any, **__: Any) -> None:
     """
 
 
-def describe(state: Any, settings: RendezvousSettings) -> str:
+def describe(state: Any, settings: RendezvousSettings, also: Any = None) -> str:
     """
     Say how far a round is.
 
     Args:
         state: torch's rendezvous state.
         settings: The settings of the rendezvous.
+        also: A node to count with the participants.
 
     Returns:
         Words such as "2 joined (a, b), 3 to 4 needed".
     """
-    names = sorted(node.addr for node in state.participants)
+    nodes = set(state.participants)
+    if also is not None and not state.complete:
+        nodes.add(also)
+    names = sorted(node.addr for node in nodes)
     shown = ", ".join(names[:_MOST_NAMES])
     if len(names) > _MOST_NAMES:
         shown += f" and {len(names) - _MOST_NAMES} more"
     needed = f"{settings.min_nodes}"
     if settings.max_nodes != settings.min_nodes:
         needed += f" to {settings.max_nodes}"
-    joined = f"{len(state.participants)} joined" + (f" ({shown})" if shown else "")
+    joined = f"{len(names)} joined" + (f" ({shown})" if shown else "")
     if state.complete:
         return (
             f"round {state.round} is running with {joined}; this node joins the next "

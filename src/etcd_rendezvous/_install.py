@@ -18,13 +18,10 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from . import _factory
-from ._backend import EtcdRendezvousBackend
+from . import _backend, _factory, _server, _store
 from ._log import log, log_under_torchrun
 from ._ports import find_free_port
 from ._process import stop_etcd
-from ._server import EtcdServer
-from ._store import EtcdStore
 
 __all__ = ["install", "uninstall"]
 
@@ -96,26 +93,24 @@ def _creators() -> dict[str, Any]:
 # -- instances of these are instances of torch's classes, too --------------------------
 
 
-class _Backend(EtcdRendezvousBackend, etcd_rendezvous_backend.EtcdRendezvousBackend):
-    __doc__ = EtcdRendezvousBackend.__doc__
+class EtcdRendezvousBackend(
+    _backend.EtcdRendezvousBackend, etcd_rendezvous_backend.EtcdRendezvousBackend
+):
+    __doc__ = _backend.EtcdRendezvousBackend.__doc__
 
 
-class _Store(EtcdStore, etcd_store.EtcdStore):
-    __doc__ = EtcdStore.__doc__
+class EtcdStore(_store.EtcdStore, etcd_store.EtcdStore):
+    __doc__ = _store.EtcdStore.__doc__
 
 
-class _Server(EtcdServer, etcd_server.EtcdServer):
-    __doc__ = EtcdServer.__doc__
+class EtcdServer(_server.EtcdServer, etcd_server.EtcdServer):
+    __doc__ = _server.EtcdServer.__doc__
 
 
-_Backend.__name__ = _Backend.__qualname__ = "EtcdRendezvousBackend"
-_Store.__name__ = _Store.__qualname__ = "EtcdStore"
-_Server.__name__ = _Server.__qualname__ = "EtcdServer"
-
-_TYPES: Final = _factory.Types(_Backend, _Store)
+_TYPES: Final = _factory.Types(EtcdRendezvousBackend, EtcdStore)
 
 
-def _create_backend(
+def create_backend(
     params: RendezvousParameters,
 ) -> tuple[EtcdRendezvousBackend, EtcdStore]:
     return _factory.backend_of(params, _TYPES)
@@ -126,23 +121,22 @@ def _create_handler(params: RendezvousParameters) -> RendezvousHandler:
     return _factory.handler_of(params, _TYPES)
 
 
-_create_backend.__doc__ = _factory.create_backend.__doc__
-_create_backend.__name__ = _create_backend.__qualname__ = "create_backend"
+create_backend.__doc__ = _factory.create_backend.__doc__
 
 _OURS: Final = (
     (
         etcd_rendezvous_backend,
         {
-            "EtcdRendezvousBackend": _Backend,
-            "create_backend": _create_backend,
+            "EtcdRendezvousBackend": EtcdRendezvousBackend,
+            "create_backend": create_backend,
             "_create_etcd_client": _factory._create_etcd_client,  # noqa: SLF001
         },
     ),
-    (etcd_store, {"EtcdStore": _Store}),
+    (etcd_store, {"EtcdStore": EtcdStore}),
     (
         etcd_server,
         {
-            "EtcdServer": _Server,
+            "EtcdServer": EtcdServer,
             "find_free_port": find_free_port,
             "stop_etcd": stop_etcd,
         },

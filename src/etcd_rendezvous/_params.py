@@ -69,6 +69,7 @@ _OUR_SETTINGS: Final = frozenset(
         "store_ttl",
     }
 )
+_COUNTS: Final = frozenset({"keep_alive_max_attempt"})  # no seconds
 _SECRETS: Final = frozenset({"password", "passwd", "token"})
 
 _LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -200,6 +201,11 @@ def parse_endpoints(
         raise EtcdSettingError(
             "An endpoint must not hold a user or a password: endpoints are logged."
         )
+    if "?" in whole or "#" in whole:
+        raise EtcdSettingError(
+            "An endpoint must end after its host or port. What was given is not shown: "
+            "it may hold a secret."
+        )
     found: dict[Endpoint, None] = {}
     for part in whole.split(","):
         if not part.strip():
@@ -314,6 +320,9 @@ def parse_settings(
             "The setting 'ssl_cert_key' needs 'ssl_cert', the certificate of the key."
         )
     endpoints = parse_endpoints(endpoint, protocol)
+    for name in HANDLER_SETTINGS:
+        # torch takes a keep_alive_interval of 0, and then never begins.
+        _positive(config, name, 1)
     if any((tls.cert, tls.ca)) and all(e.scheme == "http" for e in endpoints):
         notes.append(
             "Certificates are set, but the protocol is http: they are not used. "
@@ -352,9 +361,7 @@ def _known(
         if name in _SECRETS:
             raise EtcdSettingError(
                 f"The setting '{name}' is refused: rendezvous settings are logged and "
-                "stand on the command line. This version does not authenticate; "
-                "secrets will come from the environment "
-                "(ETCD_RENDEZVOUS_PASSWORD) or from a file."
+                "stand on the command line. This version does not authenticate."
             )
         ours = _ALIASES.get(name, name)
         if ours in _OUR_SETTINGS:
@@ -394,7 +401,7 @@ def _known(
 
 def _unknown(name: str) -> str:
     known = sorted(_OUR_SETTINGS | HANDLER_SETTINGS | set(_ALIASES))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     if near:
         return f"The setting '{name}' is unknown; did you mean '{near[0]}'?"
     return f"The setting '{name}' is unknown; known are: {', '.join(known)}."
@@ -407,8 +414,9 @@ def _integer(values: Mapping[str, Any], name: str, default: int) -> int:
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError):
+        of_seconds = " of seconds" if name not in _COUNTS else ""
         message = (
-            f"The setting '{name}' must be a whole number of seconds, not {value!r}."
+            f"The setting '{name}' must be a whole number{of_seconds}, not {value!r}."
         )
         if name == "read_timeout":
             # torch's words
@@ -430,8 +438,10 @@ def _positive(
     number = _integer(values, name, default)
     smallest = 0 if zero else least
     if number < smallest:
+        unit = " s" if name not in _COUNTS else ""
         raise EtcdSettingError(
-            f"The setting '{name}' must be {smallest} s or more, not {number} s."
+            f"The setting '{name}' must be {smallest}{unit} or more, "
+            f"not {number}{unit}."
         )
     return number
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _OFF = ("", "0", "false", "no", "off")
+_said: "list[bool]" = []  # whether a failure was
 
 
 def etcd_v3() -> "Callable[[RendezvousParameters], RendezvousHandler]":
@@ -28,12 +29,28 @@ def etcd_v3() -> "Callable[[RendezvousParameters], RendezvousHandler]":
     import os
 
     if os.environ.get("ETCD_RENDEZVOUS_INSTALL", "0").lower() not in _OFF:
-        from . import install
-        from ._log import log_under_torchrun
-
-        log_under_torchrun()
-        install()
+        _take_over()
     return _create
+
+
+def _take_over() -> None:
+    """
+    Take over torch's name; if that fails, say so once, and leave ours as they are.
+    """
+    from ._log import log, log_under_torchrun
+
+    log_under_torchrun()
+    try:
+        from . import install
+
+        install()
+    except Exception as error:  # noqa: BLE001 - torch must load, whatever is wrong here
+        if not _said:
+            _said.append(True)
+            log.error(
+                "torch's etcd-v2 could not be taken over (ETCD_RENDEZVOUS_INSTALL): %s",
+                error,
+            )
 
 
 etcd_auto = etcd_rendezvous_v3 = etcd_rendezvous_auto = etcd_v3

@@ -21,6 +21,8 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousParameters,
     RendezvousStateError,
+    RendezvousTimeoutError,
+    etcd_rendezvous_backend,
 )
 
 import etcd
@@ -95,9 +97,10 @@ class Trouble:
     Ways to get into each trouble; each returns what was said.
     """
 
-    def __init__(self, stack, make_server, tmp_path, caplog, run_id):
+    def __init__(self, stack, make_server, without_v2, tmp_path, caplog, run_id):
         self.stack = stack
         self.make_server = make_server
+        self.without_v2 = without_v2
         self.folder = tmp_path
         self.caplog = caplog
         self.run_id = run_id
@@ -228,15 +231,21 @@ class Trouble:
 
     @into("etcd 3.6 or later is asked for v2")
     def v2_gone(self):
-        newest = etcds.binaries()[-1]
-        arguments = [NO_V2] if newest.knows_v2 else []
-        server = self.make_server(binary=newest.path, extra_args=arguments)
-        return self.v2_client_of(server.get_endpoint())
+        return self.v2_client_of(self.without_v2.get_endpoint())
 
     @into("The name `etcd-v2`, and only v3 is there")
     def old_name(self):
         create_backend(self.parameters(self.older_server(NO_V2), "etcd-v2"))
         return self.warned()
+
+    @into("An agent that speaks v2 by torch's own code, on an etcd without v2")
+    def torchs_own(self):
+        params = self.parameters(self.older_server(NO_V2), "etcd-v2")
+        with pytest.raises(RendezvousConnectionError) as caught:
+            etcd_rendezvous_backend.create_backend(params)
+        assert str(caught.value) in PAGE.read_text()
+        assert isinstance(caught.value.__cause__, etcd.EtcdException)
+        return str(caught.value.__cause__).strip()
 
     # -- what is installed
 
@@ -340,6 +349,21 @@ class Trouble:
             create_handler(params).next_rendezvous()
         return str(caught.value)
 
+    @into("The others don't come")
+    def alone(self):
+        params = RendezvousParameters(
+            "etcd-v3",
+            self.make_server().get_endpoint(),
+            self.run_id,
+            2,
+            2,
+            "localhost",
+            join_timeout=2,
+        )
+        with pytest.raises(RendezvousTimeoutError) as caught:
+            create_handler(params).next_rendezvous()
+        return str(caught.value)
+
     @into("Somebody else has written the state")
     def foreign_state(self):
         params = self.parameters(self.make_server().get_endpoint())
@@ -366,10 +390,10 @@ def _without_power_over_files():
 
 
 @pytest.fixture
-def trouble(make_server, tmp_path, caplog, run_id):
+def trouble(make_server, server_without_v2, tmp_path, caplog, run_id):
     caplog.set_level(logging.WARNING, "etcd_rendezvous")
     with contextlib.ExitStack() as stack:
-        yield Trouble(stack, make_server, tmp_path, caplog, run_id)
+        yield Trouble(stack, make_server, server_without_v2, tmp_path, caplog, run_id)
 
 
 def test_every_row_is_tried():

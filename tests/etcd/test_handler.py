@@ -203,17 +203,28 @@ def test_every_round_has_its_own_bootstrap_store(own_server, run_id):
     assert first.master_port != second.master_port
 
 
-def test_an_agent_that_a_signal_ends_closes_nothing(own_server, run_id):
+@pytest.mark.parametrize(
+    "of_signal", [SignalException("preempted", signal.SIGTERM), KeyboardInterrupt()]
+)
+@pytest.mark.parametrize("followed", [False, True])
+def test_an_agent_that_a_signal_ends_closes_nothing(
+    own_server, run_id, of_signal, followed
+):
     """
-    Some versions of torch shut the rendezvous down where a signal ends the agent; that
-    does not close it, so the others go on.
+    It is shut down by torch in some cases where a signal ends the agent, also if
+    something fails in consequence; that does not close it, so the others go on.
     """
     params = parameters(own_server.get_endpoint(), run_id, most=1)
     handler = create_handler(params)
     handler.next_rendezvous()
     try:
-        raise SignalException("preempted", signal.SIGTERM)
-    except SignalException:
+        try:
+            raise of_signal
+        except BaseException:
+            if followed:
+                raise OSError("while workers are stopped") from None
+            raise
+    except BaseException:
         assert not handler.shutdown()
 
     other = create_handler(params)

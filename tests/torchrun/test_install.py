@@ -138,11 +138,11 @@ def test_decode_state():
         backend._decode_state(read("no base64"))
 
 
-def test_create_etcd_client(own_server, v2_server):
+def test_create_etcd_client(server_without_v2, v2_server):
     """
     The client alone is python-etcd's where v2 is served, else ours.
     """
-    for server, kind in ((own_server, EtcdClient), (v2_server, etcd.Client)):
+    for server, kind in ((server_without_v2, EtcdClient), (v2_server, etcd.Client)):
         params = RendezvousParameters("etcd-v2", server.get_endpoint(), "run", 1, 1)
 
         assert isinstance(_factory._create_etcd_client(params), kind)
@@ -263,11 +263,11 @@ def test_no_endpoint_is_torchs_default():
     assert _factory._embedded(params) is None
 
 
-def test_a_job_that_says_etcd_v2(make_job, own_server):
+def test_a_job_that_says_etcd_v2(make_job, server_without_v2):
     """
     A job that names torch's etcd-v2 runs unchanged on an etcd without v2: through ours.
     """
-    job = make_job(own_server, backend="etcd-v2")
+    job = make_job(server_without_v2, backend="etcd-v2")
     for name in "ab":
         job.start(name, environment=INSTALLED)
     world = job.wait_for_world({"a", "b"})
@@ -289,3 +289,17 @@ def test_with_torchs_own_agent(make_job, v2_server):
     job.finish()
 
     assert world.size == 2
+
+
+def test_what_torchs_modules_hold_can_be_pickled():
+    """
+    While installed, too, classes and `create_backend` go to spawned processes.
+    """
+    found = told(
+        "import pickle\n"
+        "etcd_rendezvous.install()\n"
+        "held = [b.EtcdRendezvousBackend, b.create_backend, s.EtcdStore, e.EtcdServer]\n"
+        "print(json.dumps([pickle.loads(pickle.dumps(one)) is one for one in held]))\n"
+    )
+
+    assert found == [True] * 4

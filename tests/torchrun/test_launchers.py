@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import determine_local_world_size
 
 from support.torchrun import clean_environment
 
@@ -34,7 +35,8 @@ ONCE = str(HERE / "once.py")
 SCRIPTS = Path(sys.executable).parent
 TORCHRUN = (str(SCRIPTS / "torchrun"),)
 MODULE = (sys.executable, "-m", "torch.distributed.run")
-CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+# What `auto` means here; torch decides.
+AUTO = determine_local_world_size("auto")
 
 
 @dataclass
@@ -232,8 +234,8 @@ WAYS = {
     "auto": Way(
         options={"nnodes": "1", "nproc-per-node": "auto"},
         nodes=1,
-        workers=CPUS,
-        seen={"LOCAL_WORLD_SIZE": str(CPUS)},
+        workers=AUTO,
+        seen={"LOCAL_WORLD_SIZE": str(AUTO)},
     ),
 }
 

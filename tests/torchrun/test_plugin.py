@@ -17,6 +17,7 @@ pytestmark = pytest.mark.torch
 
 NAMES = {"etcd-v3", "etcd-auto", "etcd-rendezvous-v3", "etcd-rendezvous-auto"}
 REGISTRY = "torch.distributed.elastic.rendezvous.rendezvous_handler_registry"
+TORCHS_REGISTRY = "torch.distributed.elastic.rendezvous.registry"
 
 
 def test_the_entry_points_have_the_promised_names():
@@ -188,4 +189,83 @@ def test_a_name_that_is_anothers_is_said(own_server, run_id):
     assert err == (
         "The rendezvous backend 'etcd-v3' is not etcd-rendezvous here, but that of "
         "somebody.elses; 'etcd-rendezvous-v3' is ours.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from etcd_rendezvous import create_backend",
+        "from etcd_rendezvous import EtcdStore",
+        "from etcd_rendezvous import *",
+        "from etcd_rendezvous import uninstall",
+        "import etcd_rendezvous; etcd_rendezvous.install()",
+        "import torch.distributed.elastic.rendezvous",
+    ],
+)
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_names_are_there_whatever_comes_first(first, value):
+    """
+    Whatever is imported first, also where torch's name is taken over in the middle of
+    it, all names are there, and `etcd-v2` is whose it is to be.
+    """
+    out, err = python(
+        f"{first}\n"
+        "import torch.distributed.elastic.rendezvous.registry\n"
+        f"creators = {REGISTRY}._registry\n"
+        f"print(set(creators) >= {NAMES!r}, creators['etcd-v2'].__module__)\n",
+        ETCD_RENDEZVOUS_INSTALL=value,
+    )
+
+    ours = value == "1" or "install()" in first
+    assert out == f"True {'etcd_rendezvous._install' if ours else TORCHS_REGISTRY}\n"
+    assert err == ""
+
+
+def test_threads_that_import_at_once():
+    """
+    Threads that use different names for the first time at once all get them.
+    """
+    out, err = python(
+        "import threading, etcd_rendezvous\n"
+        "failed, start = [], threading.Barrier(8)\n"
+        "def use(name):\n"
+        "    start.wait()\n"
+        "    try: getattr(etcd_rendezvous, name)\n"
+        "    except BaseException as error: failed.append(repr(error))\n"
+        "names = ['create_backend', 'EtcdStore', 'install', 'EtcdRendezvousBackend',\n"
+        "         'create_handler', 'EtcdRendezvousHandler', 'EtcdClient', 'uninstall']\n"
+        "threads = [threading.Thread(target=use, args=(name,)) for name in names]\n"
+        "for one in threads: one.start()\n"
+        "for one in threads: one.join()\n"
+        "print(failed)\n",
+        ETCD_RENDEZVOUS_INSTALL="1",
+    )
+
+    assert out == "[]\n"
+    assert err == ""
+
+
+def test_taking_over_that_fails(tmp_path):
+    """
+    Where torch's name can't be taken over, one line says why, and torch is as it was;
+    our own names are there, and say the same.
+    """
+    (tmp_path / "urllib3.py").write_text("__version__ = '1.26.20'\n")
+    out, err = python(
+        "import torch.distributed.elastic.rendezvous.registry\n"
+        f"creators = {REGISTRY}._registry\n"
+        f"print(set(creators) >= {NAMES!r}, creators['etcd-v2'].__module__)\n"
+        "try: creators['etcd-v3'](None)\n"
+        "except ImportError as error: print(error)\n",
+        ETCD_RENDEZVOUS_INSTALL="1",
+        PYTHONPATH=str(tmp_path),
+    )
+
+    first, second = out.splitlines()
+    assert first == f"True {TORCHS_REGISTRY}"
+    assert second.startswith("etcd-rendezvous needs urllib3 2.3 or later, but 1.26.20")
+    (line,) = err.splitlines()
+    assert line == (
+        "torch's etcd-v2 could not be taken over (ETCD_RENDEZVOUS_INSTALL): " + second
     )

@@ -154,7 +154,6 @@ def test_an_empty_entry(text):
         ".a",
         "http://",
         "http:///",
-        "http://host?x=1",
         "https://host\n/",
         "[host]:80",
         "[]",
@@ -179,6 +178,19 @@ def test_no_endpoint_at_all(text):
     assert (
         f"The endpoint '{text}' can't be read; write HOST, HOST:PORT, [IPV6]:PORT or "
         "a URL."
+    ) == refusal(parse_endpoints, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["http://host?x=geheim", "http://h:1/?password=geheim", "h:1#geheim"]
+)
+def test_a_query(text):
+    """
+    What follows an endpoint is refused unseen: it may be a secret.
+    """
+    assert (
+        "An endpoint must end after its host or port. What was given is not shown: it "
+        "may hold a secret."
     ) == refusal(parse_endpoints, text)
 
 
@@ -609,6 +621,27 @@ def test_what_the_handler_reads():
     } == HANDLER_SETTINGS
 
 
+@pytest.mark.parametrize("name", sorted(HANDLER_SETTINGS))
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("0", "must be 1"),
+        ("-4", "must be 1"),
+        ("x", "a whole number"),
+        ("1.5", "whole"),
+    ],
+)
+def test_what_the_handler_could_not_use(name, value, words):
+    """
+    A time or count that torch's handler can't use, or hangs with, is refused by name.
+    """
+    text = refusal(parse, **{name: value})
+
+    assert f"The setting '{name}' " in text
+    assert words in text
+    assert ("attempt" in name) != (" s or more" in text or "of seconds" in text)
+
+
 def test_what_an_older_handler_does_not_read():
     """
     A setting of torch's handler that the installed one does not know is named in a
@@ -677,6 +710,7 @@ def test_timeout(config, warned):
         ("cacert_", "cacert"),
         ("jointimeout", "join_timeout"),
         ("tll", "ttl"),
+        ("JOIN_TIMEOUT", "join_timeout"),
     ],
 )
 def test_a_near_miss(name, near):
@@ -703,12 +737,12 @@ def test_nothing_near():
 @examples
 def test_secrets_are_refused_unseen(name, secret):
     """
-    A secret among the settings is refused and not shown; the variable is named.
+    A secret among the settings is refused and not shown.
     """
     text = refusal(parse, **{name: secret})
 
     assert text.startswith(f"The setting '{name}' is refused")
-    assert "ETCD_RENDEZVOUS_PASSWORD" in text
+    assert text.endswith("This version does not authenticate.")
     assert secret not in text
 
 

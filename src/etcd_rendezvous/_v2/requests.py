@@ -19,6 +19,7 @@ import urllib3
 
 import etcd
 
+from .._errors import EtcdReplyError
 from .._failover import Answer, Failover, Trouble
 from .._kv import Look, Stored
 from .._params import Endpoint, Settings
@@ -191,6 +192,34 @@ class Requests:
         """
         node, index = self._read(key, f"read the key '{key}'", timeout)
         return Look(_stored(node) if node is not None else None, False, index)
+
+    def remove_folder(self, key: str, timeout: float) -> None:
+        """
+        Remove an empty folder that stands in the place of a key, if it is one.
+
+        etcd's v2 keeps the folders of keys that are gone.
+
+        Raises:
+            EtcdReplyError: There are keys in it.
+        """
+        node, _ = self._read(key, f"read the key '{key}'", timeout)
+        if node is None or not node.dir:
+            return
+        try:
+            self.run(
+                lambda sender: sender.delete(key, dir=True),
+                f"remove the empty folder '{key}'",
+                timeout,
+                writes=True,
+            )
+        except etcd.EtcdDirNotEmpty as error:
+            raise EtcdReplyError(
+                f"Could not use the key '{key}': in etcd's v2 it is a folder, since "
+                "another run's id begins with this one and a slash; use another run "
+                "id, or etcd's v3."
+            ) from error
+        except (etcd.EtcdKeyNotFound, etcd.EtcdNotFile, etcd.EtcdNotDir):
+            return  # Another was quicker.
 
     def seconds_left(self, key: str, timeout: float) -> int | None:
         """

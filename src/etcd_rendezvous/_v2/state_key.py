@@ -54,7 +54,12 @@ class V2StateKey:
         """
         See ``StateKey``. The v2 API transfers an unchanged value, too.
         """
-        return self._requests.look(key, timeout)
+        look = self._requests.look(key, timeout)
+        # No state is empty: it is base64 of a pickle.
+        if look.stored is not None and not look.stored.value:
+            self._requests.remove_folder(key, timeout)
+            look = self._requests.look(key, timeout)
+        return look
 
     def swap(
         self, key: str, value: bytes, expected: int, ttl: int, timeout: float

@@ -65,6 +65,8 @@ class TurnQueue:
         self._prefix = key + b"/turn/"
         self._end = wire.prefix_end(self._prefix)
         self._ticket: bytes | None = None
+        # Tickets of other leases of ours; they have no use any more.
+        self._old: set[bytes] = set()
         self._lease = 0
         self._since = 0
         self._has_pulsed = False
@@ -79,7 +81,10 @@ class TurnQueue:
         """
         if self._ticket is None:
             return []
-        ops = [wire.op_delete(wire.delete_message(self._ticket))]
+        ops = [
+            wire.op_delete(wire.delete_message(ticket))
+            for ticket in (self._ticket, *self._old)
+        ]
         if version and (version + 1) % _WRITES_PER_PULSE == 0:
             ops.append(wire.op_put(wire.put_message(self._pulse, b"", lease)))
             self._has_pulsed = True
@@ -107,6 +112,7 @@ class TurnQueue:
         Take note that the swap was won, and the ticket deleted with it.
         """
         self._ticket = None
+        self._old.clear()
         self._since = 0
 
     def leave(self) -> None:
@@ -116,7 +122,9 @@ class TurnQueue:
         For a swap that turned out to have been won after all, and for a caller who
         won't try again.
         """
-        left = [self._ticket] if self._ticket is not None else []
+        left = [*self._old]
+        if self._ticket is not None:
+            left.append(self._ticket)
         if self._has_pulsed:
             left.append(self._pulse)
         self.won()
@@ -145,6 +153,9 @@ class TurnQueue:
         ticket = self._ticket_of(lease)
         mine, others = reply.ranges[-2].entries[0], reply.ranges[-1].entries
         replaced = ticket == self._ticket and mine.create_revision != self._since
+        if self._ticket not in (None, ticket):
+            self._old.add(self._ticket)
+        self._old.discard(ticket)
         self._ticket = ticket
         self._lease = lease
         self._since = mine.create_revision
