@@ -273,6 +273,32 @@ def test_nodes_meet_under_any_run_id(newest_served, run_id, odd):
     assert infos[1].store.get("greeting") == odd.encode()
 
 
+def test_a_run_id_that_another_begins_with_on_v2(newest_v2, run_id):
+    """
+    On v2 an id that another begins with, before a slash, is refused in a sentence while
+    that run is there, and is free afterwards, although etcd keeps its folder.
+    """
+
+    def create(run):
+        return create_handler(
+            RendezvousParameters(
+                "etcd-v2", newest_v2.endpoint, run, 1, 1, "localhost", closed_ttl=2
+            )
+        )
+
+    longer = create(f"{run_id}/job")
+    longer.next_rendezvous()
+    shorter = create(run_id)
+    with pytest.raises(RendezvousConnectionError) as caught:
+        shorter._holder._backend.get_state()
+    assert "it is a folder" in str(caught.value.__cause__)
+
+    longer.shutdown()
+    time.sleep(3.5)
+    assert newest_v2.client().read(f"/torch/elastic/rendezvous/{run_id}").dir
+    assert create(run_id).next_rendezvous().world_size == 1
+
+
 def test_closed_run_says_when_it_is_free(own_server, run_id):
     """
     Joining a closed run names the seconds until its id is free, and then it is.

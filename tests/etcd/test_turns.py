@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousState
 
+from etcd_rendezvous._v3.turns import STALL_SECONDS
+
 pytestmark = pytest.mark.torch
 
 PREFIX = "/torch/elastic/rendezvous"
@@ -197,3 +199,38 @@ def test_closed_state_is_not_queued_for(newest_v3, make_proxy, run_id):
     assert time.monotonic() - start < 0.4
     assert proxy.requests["/v3/watch"] == 0
     assert proxy.requests["/v3/kv/txn"] == 3
+
+
+def test_who_leaves_leaves_nothing(v3, run_id):
+    """
+    Who won't try again takes its tickets with it, also those of a lease that it had
+    before, and the others go on at once.
+    """
+    first, loser = v3.backend(run_id), v3.backend(run_id, closed_ttl=30)
+    first.set_state(b"one")
+    assert not loser.set_state(b"x", 1)[2]
+    loser.say_closed(True)
+    started = time.monotonic()
+    assert not loser.set_state(b"x", 1)[2]
+    assert time.monotonic() - started < STALL_SECONDS
+    assert tickets(v3, first) == 1
+    loser.leave_queue()
+
+    assert tickets(v3, first) == 0
+    # There is nothing left to leave.
+    loser.leave_queue()
+
+
+def test_a_win_takes_old_tickets_with_it(v3, run_id):
+    """
+    So does who wins at last.
+    """
+    first, loser = v3.backend(run_id), v3.backend(run_id, closed_ttl=30)
+    first.set_state(b"one")
+    assert not loser.set_state(b"x", 1)[2]
+    loser.say_closed(True)
+    _, token, won = loser.set_state(b"x", 1)
+    assert not won
+    assert loser.set_state(b"x", token)[2]
+
+    assert tickets(v3, first) == 0

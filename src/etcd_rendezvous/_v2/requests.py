@@ -218,7 +218,7 @@ class Requests:
                 "another run's id begins with this one and a slash; use another run "
                 "id, or etcd's v3."
             ) from error
-        except (etcd.EtcdKeyNotFound, etcd.EtcdNotFile, etcd.EtcdNotDir):
+        except (etcd.EtcdKeyNotFound, etcd.EtcdNotDir):
             return  # Another was quicker.
 
     def seconds_left(self, key: str, timeout: float) -> int | None:
@@ -312,6 +312,8 @@ class Requests:
                 etcd.EtcdWatchTimedOut,
                 etcd.EtcdEventIndexCleared,
                 etcd.EtcdCompareFailed,
+                etcd.EtcdDirNotEmpty,
+                etcd.EtcdNotDir,
             ) as error:
                 return _Said(error)
             except etcd.EtcdKeyNotFound as error:

@@ -65,8 +65,6 @@ class TurnQueue:
         self._prefix = key + b"/turn/"
         self._end = wire.prefix_end(self._prefix)
         self._ticket: bytes | None = None
-        # Tickets of other leases of ours; they have no use any more.
-        self._old: set[bytes] = set()
         self._lease = 0
         self._since = 0
         self._has_pulsed = False
@@ -81,10 +79,7 @@ class TurnQueue:
         """
         if self._ticket is None:
             return []
-        ops = [
-            wire.op_delete(wire.delete_message(ticket))
-            for ticket in (self._ticket, *self._old)
-        ]
+        ops = [wire.op_delete(wire.delete_message(self._ticket))]
         if version and (version + 1) % _WRITES_PER_PULSE == 0:
             ops.append(wire.op_put(wire.put_message(self._pulse, b"", lease)))
             self._has_pulsed = True
@@ -99,7 +94,12 @@ class TurnQueue:
         """
         ticket = self._ticket_of(lease)
         held = ticket == self._ticket
+        old = []
+        if self._ticket is not None and not held:
+            # That of the lease before; it would be waited for in vain.
+            old = [wire.op_delete(wire.delete_message(self._ticket))]
         return [
+            *old,
             wire.op_put(wire.put_message(ticket, b"", lease)),
             wire.op_range(wire.range_message(ticket, keys_only=True)),
             wire.op_range(
@@ -112,7 +112,6 @@ class TurnQueue:
         Take note that the swap was won, and the ticket deleted with it.
         """
         self._ticket = None
-        self._old.clear()
         self._since = 0
 
     def leave(self) -> None:
@@ -122,9 +121,7 @@ class TurnQueue:
         For a swap that turned out to have been won after all, and for a caller who
         won't try again.
         """
-        left = [*self._old]
-        if self._ticket is not None:
-            left.append(self._ticket)
+        left = [self._ticket] if self._ticket is not None else []
         if self._has_pulsed:
             left.append(self._pulse)
         self.won()
@@ -153,9 +150,6 @@ class TurnQueue:
         ticket = self._ticket_of(lease)
         mine, others = reply.ranges[-2].entries[0], reply.ranges[-1].entries
         replaced = ticket == self._ticket and mine.create_revision != self._since
-        if self._ticket not in (None, ticket):
-            self._old.add(self._ticket)
-        self._old.discard(ticket)
         self._ticket = ticket
         self._lease = lease
         self._since = mine.create_revision
