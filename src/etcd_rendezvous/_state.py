@@ -127,46 +127,37 @@ def _is_sound(found: Any) -> bool:
         return False
     parts: dict[str, Any] = vars(found)
     try:
+        ranks, beats = parts["participants"], parts["last_heartbeats"]
+        waiting, spare = parts["wait_list"], parts["redundancy_list"]
+        deadline = parts["deadline"]
         return (
             type(parts["round"]) is int
-            and type(parts["complete"]) is bool
-            and type(parts["closed"]) is bool
-            and (parts["deadline"] is None or _is_time(parts["deadline"]))
-            and _maps(parts["participants"], lambda rank: type(rank) is int)
-            and _maps(parts["last_heartbeats"], _is_time)
-            and _holds_nodes(parts["wait_list"])
-            and _holds_nodes(parts["redundancy_list"])
+            and type(parts["complete"]) is type(parts["closed"]) is bool
+            and type(ranks) is type(beats) is dict
+            and type(waiting) is type(spare) is set
+            and set(map(type, ranks.values())) <= {int}
+            and _are_times([*beats.values(), *([] if deadline is None else [deadline])])
+            and _are_nodes({*ranks, *beats, *waiting, *spare})
         )
     except KeyError:
         return False
 
 
-def _is_time(found: object) -> bool:
-    # Without a time zone torch could not compare it.
-    return type(found) is datetime and found.tzinfo is not None
+def _are_times(found: list[Any]) -> bool:
+    # Without a time zone torch could not compare them.
+    return set(map(type, found)) <= {datetime} and None not in {
+        time.tzinfo for time in found
+    }
 
 
-def _maps(found: object, is_good: Callable[[object], bool]) -> bool:
-    return (
-        type(found) is dict
-        and all(map(_is_node, found))
-        and all(map(is_good, found.values()))
-    )
-
-
-def _holds_nodes(found: object) -> bool:
-    return type(found) is set and all(map(_is_node, found))
-
-
-def _is_node(found: object) -> bool:
-    if type(found) is not Node:
+def _are_nodes(found: set[Any]) -> bool:
+    if not set(map(type, found)) <= {Node}:
         return False
-    parts = vars(found)
-    return (
-        type(parts.get("addr")) is str
-        and type(parts.get("pid")) is int
-        and type(parts.get("local_id")) is int
-    )
+    kinds = {
+        (type(parts["addr"]), type(parts["pid"]), type(parts["local_id"]))
+        for parts in map(vars, found)
+    }
+    return kinds <= {(str, int, int)}
 
 
 def is_closed(state: bytes) -> bool:
