@@ -134,11 +134,12 @@ def test_server_with_both(v2_server, run_id, warnings, name):
 
 
 @pytest.mark.parametrize("name", [*V3_NAMES, *AUTO_NAMES, *OTHER_NAMES])
-def test_server_with_v3_only(newest_v3, v2_off_server, run_id, warnings, name):
+def test_server_with_v3_only(server_without_v2, v2_off_server, run_id, warnings, name):
     """
     Where v3 alone is served all speak it, with one warning if v2 was expected.
     """
-    for endpoint in (newest_v3.endpoint, v2_off_server.get_endpoint()):
+    for server in (server_without_v2, v2_off_server):
+        endpoint = server.get_endpoint()
         before = len(warnings())
 
         assert speaks(parameters(name, endpoint, run_id)) == "v3"
@@ -182,12 +183,12 @@ def test_server_with_neither(mute_server, run_id, name):
     assert seconds < AT_ONCE
 
 
-def test_python_etcd_where_v2_is_off(newest_v3, v2_off_server, run_id):
+def test_python_etcd_where_v2_is_off(server_without_v2, v2_off_server, run_id):
     """
     python-etcd's client of a server without v2 is refused in a sentence that says what
     to do, whatever is called first.
     """
-    for server in (newest_v3.server, v2_off_server):
+    for server in (server_without_v2, v2_off_server):
         client = etcd.Client("localhost", server.get_port(), read_timeout=5)
         backend = EtcdRendezvousBackend(client, run_id, PREFIX)
         for call in (backend.get_state, lambda b=backend: b.set_state(b"x")):
