@@ -12,6 +12,7 @@ import time
 import pytest
 import trustme
 
+from support import etcds
 from support.scripted import ScriptedServer, reply
 from support.state import addresses, read_state
 
@@ -141,7 +142,10 @@ def test_an_etcd_without_its_gateway(make_job, make_server):
     """
     An etcd that answers, but serves neither API over HTTP, is no etcd to wait for.
     """
-    server = make_server(extra_args=["--enable-grpc-gateway=false"])
+    arguments = ["--enable-grpc-gateway=false"]
+    if etcds.binaries()[-1].knows_v2:
+        arguments.append("--enable-v2=false")
+    server = make_server(extra_args=arguments)
     job = make_job(server, backend="etcd-auto", conf=AT_ONCE, nnodes="1")
 
     refuse(job, "Could not", server.get_endpoint(), "gateway")
