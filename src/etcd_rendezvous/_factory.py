@@ -156,9 +156,8 @@ def _create_etcd_client(params: RendezvousParameters) -> Any:
     Returns:
         An ``EtcdClient``, or python-etcd's ``etcd.Client`` where v2 is spoken.
     """
-    return _client(params, _settings(params, params.endpoint, BACKEND_STARTUP_TIMEOUT))[
-        0
-    ]
+    settings = _settings(params, params.endpoint, BACKEND_STARTUP_TIMEOUT)
+    return _client(params, settings)[0]
 
 
 def _settings(
