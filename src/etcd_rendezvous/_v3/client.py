@@ -488,7 +488,7 @@ def _etcds_own(endpoint: Endpoint) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise EtcdProtocolError(
             f"Something answered at {endpoint} that is not etcd's v3 API."
         ) from error

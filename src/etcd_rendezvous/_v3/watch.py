@@ -185,6 +185,7 @@ def _message(line: bytes, what: str) -> wire.WatchMessage:
     except (
         AttributeError,
         KeyError,
+        OverflowError,
         RecursionError,
         TypeError,
         ValueError,
