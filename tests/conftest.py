@@ -334,8 +334,7 @@ def server_without_v2(make_server):
     """
     A running server of the newest version, which does not serve the v2 API.
     """
-    newest = etcds.binaries()[-1]
-    return make_server(extra_args=["--enable-v2=false"] if newest.knows_v2 else [])
+    return make_server(extra_args=etcds.binaries()[-1].without_v2)
 
 
 @pytest.fixture

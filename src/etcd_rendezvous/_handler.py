@@ -476,9 +476,10 @@ def settings_of_torch() -> frozenset[str]:
     """
     constants = create_torch_handler.__code__.co_consts
     names = {text for text in constants if isinstance(text, str)}
-    timeouts = {name for name in HANDLER_SETTINGS if name[: -len("_timeout")] in names}
-    short = {name[: -len("_timeout")] for name in timeouts}
-    return frozenset(timeouts | {n for n in names - short if n.isidentifier()})
+    short = {name: name.removesuffix("_timeout") for name in HANDLER_SETTINGS}
+    known = {name for name in HANDLER_SETTINGS if short[name] in names}
+    newer = {name for name in names.difference(short.values()) if name.isidentifier()}
+    return frozenset(known | newer)
 
 
 def _events_are_discarded() -> bool:

@@ -35,15 +35,9 @@ def require_torch(what: str) -> None:
         ModuleNotFoundError: It is not installed.
         ImportError: It is too old.
     """
-    try:
-        torch = import_module("torch")
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ModuleNotFoundError(
-            f"{what} needs PyTorch, which is not installed: pip install torch.",
-            name="torch",
-        ) from error
+    torch = _imported(
+        "torch", f"{what} needs PyTorch, which is not installed: pip install torch."
+    )
     _refuse_older(
         torch,
         LEAST_TORCH,
@@ -61,15 +55,9 @@ def require_urllib3() -> None:
         ImportError: It is too old.
     """
     remedy = "pip install 'urllib3>=2.3.0,!=2.6.0,<3'."
-    try:
-        urllib3 = import_module("urllib3")
-    except ModuleNotFoundError as error:
-        if error.name != "urllib3":
-            raise
-        raise ModuleNotFoundError(
-            f"etcd-rendezvous needs urllib3, which is not installed: {remedy}",
-            name="urllib3",
-        ) from error
+    urllib3 = _imported(
+        "urllib3", f"etcd-rendezvous needs urllib3, which is not installed: {remedy}"
+    )
     _refuse_older(
         urllib3,
         LEAST_URLLIB3,
@@ -85,16 +73,23 @@ def require_python_etcd() -> None:
     Raises:
         ModuleNotFoundError: It is not installed.
     """
+    _imported(
+        "etcd",
+        "etcd's v2 API needs python-etcd, which is not installed: pip install "
+        "python-etcd; or use the v3 API, with the backend etcd-v3.",
+    )
+
+
+def _imported(name: str, absent: str) -> ModuleType:
+    """
+    Import a module; where it is not installed, say that.
+    """
     try:
-        import_module("etcd")
+        return import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != "etcd":
-            raise
-        raise ModuleNotFoundError(
-            "etcd's v2 API needs python-etcd, which is not installed: pip install "
-            "python-etcd; or use the v3 API, with the backend etcd-v3.",
-            name="etcd",
-        ) from error
+        if error.name != name:
+            raise  # It is there, and lacks something itself.
+        raise ModuleNotFoundError(absent, name=name) from error
 
 
 def _refuse_older(module: ModuleType, least: tuple[int, int], message: str) -> None:

@@ -49,6 +49,13 @@ class Binary:
         return f"etcd-{self.version}"
 
     @property
+    def without_v2(self) -> list[str]:
+        """
+        The arguments with which it does not serve the v2 API.
+        """
+        return ["--enable-v2=false"] if self.knows_v2 else []
+
+    @property
     def order(self) -> tuple[int, ...]:
         """
         Sorts by version.

@@ -26,6 +26,18 @@ def read_state(server: Any, run_id: str) -> Any:
     return pickle.loads(found[0]) if found else None
 
 
+def keys(server: Any, run_id: str) -> list[bytes]:
+    """
+    List all keys that an etcd server holds of a run.
+    """
+    from etcd_rendezvous import EtcdClient
+
+    state = f"/torch/elastic/rendezvous/{run_id}".encode()
+    with EtcdClient(server.get_endpoint()) as client:
+        found, _ = client.range(state, state + b"\xff", keys_only=True)
+    return [one.key for one in found.entries]
+
+
 def addresses(nodes: Iterable[Any]) -> set[str]:
     """
     Return the addresses of nodes of torch's state.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from etcd_rendezvous import EtcdClient
+from support.state import keys
 from support.torchrun import wait_until
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
@@ -34,11 +34,4 @@ def test_agents_that_finish_far_apart(make_job, own_server, run_id):
 
     assert job.wait() == {"a": 0, "b": 0, "c": 0}
     assert time.monotonic() - started > APART
-    state = f"/torch/elastic/rendezvous/{run_id}"
-    with EtcdClient(own_server.get_endpoint()) as client:
-
-        def left():
-            found, _ = client.range(state, state.encode() + b"\xff", keys_only=True)
-            return [one.key for one in found.entries]
-
-        wait_until("an empty etcd", lambda: not left(), seconds=10)
+    wait_until("an empty etcd", lambda: not keys(own_server, run_id), seconds=10)

@@ -10,8 +10,8 @@ import socket
 import psutil
 import pytest
 
-from etcd_rendezvous import EtcdClient
 from support import etcds
+from support.state import keys
 from support.torchrun import wait_until
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
@@ -84,14 +84,7 @@ def test_nothing_is_left_of_a_job(make_job, own_server):
         own_server, backend="etcd-v3", conf={"closed_ttl": 2, "store_ttl": 2}
     )
     meet(job)
-    with EtcdClient(own_server.get_endpoint()) as client:
-        state = f"/torch/elastic/rendezvous/{job.run_id}"
-
-        def left():
-            found, _ = client.range(state, state.encode() + b"\xff", keys_only=True)
-            return [one.key for one in found.entries]
-
-        wait_until("an empty etcd", lambda: not left(), seconds=10)
+    wait_until("an empty etcd", lambda: not keys(own_server, job.run_id), seconds=10)
 
 
 def test_etcd_auto(make_job, own_server):

@@ -142,10 +142,8 @@ def test_an_etcd_without_its_gateway(make_job, make_server):
     """
     An etcd that answers, but serves neither API over HTTP, is no etcd to wait for.
     """
-    arguments = ["--enable-grpc-gateway=false"]
-    if etcds.binaries()[-1].knows_v2:
-        arguments.append("--enable-v2=false")
-    server = make_server(extra_args=arguments)
+    no_v2 = etcds.binaries()[-1].without_v2
+    server = make_server(extra_args=["--enable-grpc-gateway=false", *no_v2])
     job = make_job(server, backend="etcd-auto", conf=AT_ONCE, nnodes="1")
 
     refuse(job, "Could not", server.get_endpoint(), "gateway")
