@@ -425,6 +425,24 @@ def test_shared_lease_is_kept_until_it_is_dropped(share):
         until(lambda: len(keepers()) == before)
 
 
+def test_shared_lease_rests_while_its_client_is_closed(share):
+    """
+    Nothing is sent over a client that was closed, until it is used again.
+    """
+    renewed = json_reply({"result": {"header": {}, "ID": "9", "TTL": "1"}})
+    with ScriptedServer(lambda _: renewed) as server:
+        lease = share(server, ttl=1)
+        lease.current(10.0)
+        lease._client.close()
+        server.wait_for_open_connections(0)
+        before = len(server.requests)
+        time.sleep(1)
+        assert before == len(server.requests)
+
+        lease._client.keep_alive(lease.id)
+        until(lambda: len(server.requests) >= before + 3)
+
+
 def test_nobody_waits_for_another_ones_grant_to_keep_it(share):
     """
     While one thread's grant has no answer, others still begin to keep the lease, and

@@ -79,13 +79,12 @@ class EtcdClient:
             TlsFiles(cert, key, ca_cert),
             connect_timeout,
         )
-        self._closed = False
         self._patient = False
 
     def __repr__(self) -> str:
         last = self._transport.failover.last_good
-        state = "closed" if self._closed else f"last answer from {last}"
-        if last is None and not self._closed:
+        state = "closed" if self.closed else f"last answer from {last}"
+        if last is None and not self.closed:
             state = "not yet used"
         return f"<EtcdClient {','.join(self.endpoints)} API v3, {state}>"
 
@@ -140,11 +139,19 @@ class EtcdClient:
         patient._patient = True  # noqa: SLF001
         return patient
 
+    @property
+    def closed(self) -> bool:
+        """
+        Whether it was closed, and not used since.
+        """
+        return self._transport.closed
+
     def close(self) -> None:
         """
         Close the idle connections. A later operation opens new ones.
+
+        What renews the leases of stores on this client pauses until then.
         """
-        self._closed = True
         self._transport.close()
 
     # -- keys ---------------------------------------------------------------------
@@ -443,7 +450,6 @@ class EtcdClient:
         *,
         writes: bool = True,
     ) -> Answer[dict[str, Any]]:
-        self._closed = False
         try:
             return self._transport.post(
                 path,

@@ -203,9 +203,13 @@ class SharedLease:
         """
         Renew it once, if it is there; what a keeper does.
 
+        Nothing is sent over a client that was closed and not used since.
+
         Returns:
-            Whether the server answered.
+            False if the server did not answer.
         """
+        if self._client.closed:
+            return True
         limit = max(self.seconds_between_beats, 0.5)
         was_granted = self._granted
         try:

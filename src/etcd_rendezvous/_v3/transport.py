@@ -81,6 +81,8 @@ class Transport:
         self._pools = _Pools()
         self._spoke: set[Endpoint] = set()
         self._made = Count()
+        #: Whether it was closed, and not used since.
+        self.closed = False
 
     def post(
         self,
@@ -109,6 +111,7 @@ class Transport:
             EtcdProtocolError: Something answered that is not etcd's v3 API.
             EtcdReplyError: etcd answered with an error.
         """
+        self.closed = False
 
         def attempt(endpoint: Endpoint, limit: float) -> dict[str, Any] | Trouble:
             pools = self._own_pools()
@@ -239,6 +242,7 @@ class Transport:
         """
         Close all idle connections. The transport can still be used.
         """
+        self.closed = True
         pools, self._pools = self._pools, _Pools()
         if pools.pid == os.getpid():
             for pool in pools.by_endpoint.values():
