@@ -19,6 +19,7 @@ from ._errors import (
     EtcdConnectionError,
     EtcdError,
     EtcdProtocolError,
+    EtcdReplyError,
     EtcdSettingError,
 )
 from ._handler import EtcdRendezvousHandler, settings_of_torch
@@ -27,6 +28,7 @@ from ._params import Settings, parse_settings
 from ._requirements import require_python_etcd
 from ._store import EtcdStore
 from ._v3.client import EtcdClient
+from ._v3.state_key import key_of_state
 
 if TYPE_CHECKING:
     from ._server import EtcdServer
@@ -175,7 +177,7 @@ def _client(params: RendezvousParameters, settings: Settings) -> tuple[Any, str]
     for note in settings.notes:
         log.warning("%s", note)
     try:
-        return _choose(params.backend, settings)
+        return _choose(params.backend, params.run_id, settings)
     except EtcdError as error:
         log.error("%s", error)
         raise RendezvousConnectionError(CONNECTION_FAILED) from error
@@ -210,24 +212,33 @@ def _create(
     return backend, store, spoken
 
 
-def _choose(name: str, settings: Settings) -> tuple[Any, str]:
+def _choose(name: str, run_id: str, settings: Settings) -> tuple[Any, str]:
     """
     Return a client for the API to speak, by name and by the server's own answer.
     """
+    who = settings.credentials
     client = EtcdClient(
         settings.endpoints,
         cert=settings.tls.cert,
         key=settings.tls.key,
         ca_cert=settings.tls.ca,
+        user=who.user if who else None,
+        password=who.password() if who and not who.password_file else None,
+        password_file=who.password_file if who else None,
         read_timeout=settings.read_timeout,
         connect_timeout=settings.connect_timeout,
     )
-    no_v3 = _wait_for_etcd(client, settings)
-    if name in V3_NAMES:
-        if no_v3 is not None:
-            raise no_v3
-        return client, "v3"
-    if name in AUTO_NAMES and no_v3 is None:
+    no_v3: EtcdError | None
+    try:
+        no_v3 = _wait_for_etcd(client, run_id, settings)
+    except EtcdReplyError as error:
+        if name in V3_NAMES | AUTO_NAMES:
+            raise
+        no_v3 = error  # The users of v2 are others than those of v3.
+    if name in V3_NAMES and no_v3 is not None:
+        raise no_v3
+    if name in V3_NAMES | AUTO_NAMES and no_v3 is None:
+        _note_v3(client, settings)
         return client, "v3"
     if client.serves_v2(timeout=settings.read_timeout):
         require_python_etcd()
@@ -242,12 +253,29 @@ def _choose(name: str, settings: Settings) -> tuple[Any, str]:
         client.last_endpoint,
         name,
     )
+    _note_v3(client, settings)
     return client, "v3"
 
 
-def _wait_for_etcd(client: EtcdClient, settings: Settings) -> EtcdProtocolError | None:
+def _note_v3(client: EtcdClient, settings: Settings) -> None:
     """
-    Wait until etcd answers a v3 read.
+    Warn of a user that etcd does not ask for.
+    """
+    if settings.credentials is not None and client.user is None:
+        log.warning(
+            "The user '%s' is not used, since the etcd at %s does not authenticate: "
+            "whoever reaches it can read and change everything in it ('etcdctl auth "
+            "enable' ends that).",
+            settings.credentials.user,
+            client.last_endpoint,
+        )
+
+
+def _wait_for_etcd(
+    client: EtcdClient, run_id: str, settings: Settings
+) -> EtcdProtocolError | None:
+    """
+    Wait until etcd answers a v3 read of the run's state.
 
     Returns:
         None, or the error that says that the server does not serve v3.
@@ -255,6 +283,8 @@ def _wait_for_etcd(client: EtcdClient, settings: Settings) -> EtcdProtocolError 
     Raises:
         EtcdError: Nothing answered in time, or it is nothing to wait for.
     """
+    # A user needs no rights but on the run's own keys.
+    key = key_of_state(settings.key_prefix, run_id)
     started = time.monotonic()
     deadline = started + settings.startup_timeout
     # What connects, but does not answer, has this long although nothing was to be
@@ -268,7 +298,7 @@ def _wait_for_etcd(client: EtcdClient, settings: Settings) -> EtcdProtocolError 
         limit = max(min(silent_until - probed, _PROBE_SECONDS), _LEAST_PROBE_SECONDS)
         limit = min(limit, settings.read_timeout)
         try:
-            client.range(settings.key_prefix, keys_only=True, timeout=limit)
+            client.range(key, keys_only=True, timeout=limit)
         except EtcdProtocolError as error:
             if error.api_missing:
                 return error

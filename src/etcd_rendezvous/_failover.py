@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from ._errors import EtcdConnectionError, EtcdError, EtcdProtocolError, EtcdReplyError
@@ -48,6 +48,8 @@ class Trouble:
         code: The gRPC code of etcd's own answer.
         not_etcd: Whether what answered is not the API that was asked for.
         api_missing: Whether that was said by a page that was not found.
+        sent: Whether the operation itself was sent, and not only what comes before
+            it, such as an authentication.
     """
 
     failure: retry.Failure
@@ -56,6 +58,7 @@ class Trouble:
     code: int = 2
     not_etcd: bool = False
     api_missing: bool = False
+    sent: bool = True
 
 
 class Failover:
@@ -77,6 +80,8 @@ class Failover:
     ) -> None:
         self.endpoints = tuple(endpoints)
         self.last_good: Endpoint | None = None
+        #: Who has ever answered.
+        self.answered: set[Endpoint] = set()
         self._clock = clock
         self._sleep = sleep
         self._current = retry.RANDOM.randrange(len(self.endpoints))
@@ -135,9 +140,12 @@ class Failover:
             share = left / max(len(self.endpoints) - tries, 1)
             tries += 1
             result = attempt(endpoint, retry.attempt_seconds(slow, share))
+            if isinstance(result, Trouble):
+                result = self.in_context(result, endpoint)
             if not isinstance(result, Trouble):
                 self._current = index % len(self.endpoints)
                 self.last_good = endpoint
+                self.answered.add(endpoint)
                 return Answer(result, endpoint, maybe_earlier)
             if result.failure in (retry.Failure.NOT_SENT, retry.Failure.TLS):
                 unreachable.add(endpoint)
@@ -145,7 +153,7 @@ class Failover:
                 unreachable.clear()
             if result.failure is retry.Failure.AMBIGUOUS:
                 slow += 1
-                maybe_earlier = maybe_earlier or writes
+                maybe_earlier = maybe_earlier or (writes and result.sent)
             step = retry.decide(
                 result.failure,
                 all_unreachable=len(unreachable) == len(self.endpoints),
@@ -168,6 +176,17 @@ class Failover:
             if rest == 0:
                 pause = retry.pause_seconds(rounds)
                 self._sleep(min(pause, max(deadline - self._clock(), 0.0)))
+
+    def in_context(self, trouble: Trouble, endpoint: Endpoint) -> Trouble:
+        """
+        See a failed attempt in the light of what was before.
+
+        A handshake that fails with whom we have spoken is nothing final: certificates
+        are replaced one file after the other, on either side.
+        """
+        if trouble.failure is retry.Failure.TLS and endpoint in self.answered:
+            return replace(trouble, failure=retry.Failure.NOT_SENT)
+        return trouble
 
     def error(
         self,

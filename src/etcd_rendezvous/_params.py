@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ._credentials import PASSWORD_VARIABLE, Credentials, find_credentials
 from ._errors import EtcdSettingError
 
 __all__ = ["Endpoint", "Settings", "TlsFiles", "parse_endpoints", "parse_settings"]
@@ -63,6 +65,8 @@ _OUR_SETTINGS: Final = frozenset(
         "ssl_cert",
         "ssl_cert_key",
         "ca_cert",
+        "user",
+        "password_file",
         "key_prefix",
         "ttl",
         "closed_ttl",
@@ -122,6 +126,7 @@ class Settings:
     Attributes:
         endpoints: Where etcd listens.
         tls: Certificates.
+        credentials: Who we are to etcd; None for nobody.
         read_timeout: The seconds for one operation, all its attempts together.
         connect_timeout: The seconds for one TCP connect.
         startup_timeout: The seconds to wait for an etcd that is not up yet.
@@ -136,6 +141,7 @@ class Settings:
 
     endpoints: tuple[Endpoint, ...]
     tls: TlsFiles = TlsFiles()
+    credentials: Credentials | None = None
     read_timeout: int = DEFAULT_READ_TIMEOUT
     connect_timeout: int = DEFAULT_CONNECT_TIMEOUT
     startup_timeout: int = 0
@@ -153,6 +159,7 @@ class Settings:
             api: The API that is spoken, ``v2`` or ``v3``.
         """
         default = DEFAULT_STORE_TTL_V2 if api == "v2" else DEFAULT_STORE_TTL
+        who = self.credentials
         seconds = {
             "read_timeout": self.read_timeout,
             "connect_timeout": self.connect_timeout,
@@ -166,6 +173,8 @@ class Settings:
             "ssl_cert": self.tls.cert,
             "ssl_cert_key": self.tls.key,
             "ca_cert": self.tls.ca,
+            "user": who.user if who else None,
+            "password_file": who.password_file if who else None,
         }
         return ", ".join(
             [f"{name}={value} s" for name, value in seconds.items()]
@@ -285,6 +294,7 @@ def parse_settings(
     *,
     startup_timeout: int,
     handler_settings: AbstractSet[str] = HANDLER_SETTINGS,
+    environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """
     Parse an endpoint and rendezvous settings (torch's ``--rdzv-conf``).
@@ -294,6 +304,7 @@ def parse_settings(
         config: The settings by name; values as texts or what they stand for.
         startup_timeout: The default of that setting, in seconds.
         handler_settings: The settings that the installed torch's handler reads.
+        environ: The environment variables, where the password may be.
 
     Returns:
         The settings, with the warnings they deserve.
@@ -328,9 +339,20 @@ def parse_settings(
             "Certificates are set, but the protocol is http: they are not used. "
             "Set protocol=https."
         )
+    credentials = find_credentials(
+        _text(values, "user"), _text(values, "password_file"), environ
+    )
+    if credentials is not None and any(
+        e.scheme == "http" and not _is_loopback(e.host) for e in endpoints
+    ):
+        notes.append(
+            "The password goes to etcd in clear text, since the protocol is http. Use "
+            "https."
+        )
     return Settings(
         endpoints=endpoints,
         tls=tls,
+        credentials=credentials,
         read_timeout=read_timeout,
         connect_timeout=_positive(values, "connect_timeout", DEFAULT_CONNECT_TIMEOUT),
         startup_timeout=_positive(
@@ -361,7 +383,8 @@ def _known(
         if name in _SECRETS:
             raise EtcdSettingError(
                 f"The setting '{name}' is refused: rendezvous settings are logged and "
-                "stand on the command line. This version does not authenticate."
+                f"stand on the command line. Set {PASSWORD_VARIABLE}, or name a file "
+                "with 'password_file'."
             )
         ours = _ALIASES.get(name, name)
         if ours in _OUR_SETTINGS:
@@ -470,6 +493,18 @@ def _path(values: Mapping[str, Any], name: str) -> str | None:
             f"({getattr(error, 'strerror', None) or error})."
         ) from error
     return path
+
+
+def _text(values: Mapping[str, Any], name: str) -> str | None:
+    value = values.get(name)
+    return None if value is None else str(value)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
 
 
 def _key_prefix(value: Any) -> str:

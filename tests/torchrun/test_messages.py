@@ -71,7 +71,7 @@ def test_a_password_in_the_settings(make_job):
     conf = {**AT_ONCE, "password": "xyzzy-42"}
     job = make_job(endpoint=NOBODY, conf=conf, nnodes="1")
 
-    refuse(job, "The setting 'password' is refused", "does not authenticate")
+    refuse(job, "The setting 'password' is refused", "Set ETCD_RENDEZVOUS_PASSWORD")
     assert "xyzzy-42" not in job.agents["a"].said
 
 

@@ -742,7 +742,8 @@ def test_secrets_are_refused_unseen(name, secret):
     text = refusal(parse, **{name: secret})
 
     assert text.startswith(f"The setting '{name}' is refused")
-    assert text.endswith("This version does not authenticate.")
+    assert "ETCD_RENDEZVOUS_PASSWORD" in text
+    assert "password_file" in text
     assert secret not in text
 
 

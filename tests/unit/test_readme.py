@@ -262,6 +262,8 @@ def test_defaults():
         "ssl_cert": [],
         "ssl_cert_key": [],
         "ca_cert": [],
+        "user": [],
+        "password_file": [],
         "key_prefix": [parsed.key_prefix],
         "ttl": [str(parsed.ttl)],
         "closed_ttl": [str(parsed.closed_ttl)],
@@ -274,6 +276,7 @@ def test_defaults():
     del said["etcd-v2"]
 
     assert (None, None, None) == (parsed.tls.cert, parsed.tls.key, parsed.tls.ca)
+    assert parsed.credentials is None
     assert actual == said
 
 
@@ -353,9 +356,9 @@ def test_environment_variables():
         names_in(row[0])[0]: names_in(row[3])[0] for row in settings_rows("torchrun")
     }
     direct = re.findall(r'environ(?:\.get\(|\[)"([A-Z_]+)"', code)
-    binary = re.search(r'^_BINARY_VARIABLE: Final = "(\w+)"', code, re.MULTILINE)[1]
+    constant = re.findall(r'^\w*_VARIABLE: Final = "(\w+)"', code, re.MULTILINE)
 
-    assert {*direct, binary, *options.values()} == named
+    assert {*direct, *constant, *options.values()} == named
     for option, variable in options.items():
         assert f"PET_{option[2:].replace('-', '_').upper()}" == variable
 

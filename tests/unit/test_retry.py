@@ -92,9 +92,8 @@ def test_may_have_been_applied(code, text):
         (3, "etcdserver: request is too large"),
         (3, "etcdserver: too many operations in txn request"),
         (3, "etcdserver: duplicate key given in txn request"),
-        (3, "etcdserver: user name is empty"),
-        (16, "etcdserver: invalid auth token"),
-        (3, "etcdserver: revision of auth store is old"),
+        (3, "etcdserver: authentication failed, invalid user ID or password"),
+        (9, "etcdserver: authentication is not enabled"),
         (7, "etcdserver: permission denied"),
         (5, "etcdserver: requested lease not found"),
         (9, "etcdserver: lease already exists"),
@@ -108,9 +107,27 @@ def test_may_have_been_applied(code, text):
 )
 def test_the_last_word(code, text):
     """
-    Anything else is the server's last word; there is no user to log in with yet.
+    Anything else is the server's last word.
     """
     assert FINAL is retry.failure_of_reply(code, text)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (3, "etcdserver: user name is empty"),
+        (16, "etcdserver: invalid auth token"),
+        (3, "etcdserver: revision of auth store is old"),
+        # The words of a watch that is refused.
+        (2, "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"),
+        (16, ""),
+    ],
+)
+def test_a_token_that_is_refused(code, text):
+    """
+    Nothing was applied, and a new token may do.
+    """
+    assert retry.Failure.UNAUTHENTICATED is retry.failure_of_reply(code, text)
 
 
 def test_the_message_decides_before_the_code():

@@ -429,6 +429,7 @@ def test_shared_lease_rests_while_its_client_is_closed(share):
     """
     Nothing is sent over a client that was closed, until it is used again.
     """
+    before_all = len(keepers())
     renewed = json_reply({"result": {"header": {}, "ID": "9", "TTL": "1"}})
     with ScriptedServer(lambda _: renewed) as server:
         lease = share(server, ttl=1)
@@ -441,6 +442,8 @@ def test_shared_lease_rests_while_its_client_is_closed(share):
 
         lease._client.keep_alive(lease.id)
         until(lambda: len(server.requests) >= before + 3)
+        del lease
+        until(lambda: len(keepers()) == before_all)
 
 
 def test_nobody_waits_for_another_ones_grant_to_keep_it(share):

@@ -19,6 +19,7 @@ import urllib3
 
 import etcd
 
+from .._credentials import PASSWORD_VARIABLE, USER_VARIABLE
 from .._errors import EtcdReplyError
 from .._failover import Answer, Failover, Trouble
 from .._kv import Look, Stored
@@ -38,6 +39,8 @@ __all__ = [
 
 # torch's
 STORE_PATH: Final = "/torch/elastic/store"
+# v2's own: it does not say whether user, password or right is what is missing.
+_UNAUTHORIZED: Final = 110
 
 _LONGEST_POLL_SECONDS: Final = 15.0
 _POLL_PAUSE_SECONDS: Final = 0.1
@@ -59,6 +62,7 @@ def make_client(settings: Settings, endpoint: Endpoint) -> etcd.Client:
     others = [other for other in settings.endpoints if other != endpoint]
     hosts = tuple((other.host, other.port) for other in (endpoint, *others))
     tls = settings.tls
+    who = settings.credentials
     return etcd.Client(
         host=hosts,
         protocol=endpoint.scheme,
@@ -67,6 +71,8 @@ def make_client(settings: Settings, endpoint: Endpoint) -> etcd.Client:
         use_proxies=True,
         cert=(tls.cert, tls.key) if tls.cert and tls.key else tls.cert,
         ca_cert=tls.ca,
+        username=who.user if who else None,
+        password=who.password() if who else None,
     )
 
 
@@ -86,6 +92,15 @@ class _Sender(etcd.Client):
         self.expected_cluster_id = None
         self._read_timeout = timeout
         self._allow_reconnect = False
+
+    def _get_headers(self) -> dict[str, str]:
+        """
+        Return the headers that say who we are; python-etcd's are for Latin-1 alone.
+        """
+        if not (self.username and self.password):
+            return {}
+        pair = b64encode(f"{self.username}:{self.password}".encode()).decode()
+        return {"authorization": f"Basic {pair}"}
 
     def __del__(self) -> None:
         """
@@ -321,7 +336,7 @@ class Requests:
             except etcd.EtcdConnectionFailed as error:
                 return trouble_of_exception(error.cause or error)
             except etcd.EtcdException as error:
-                return _trouble_of_answer(error)
+                return _trouble_of_answer(error, self._client.username)
 
         answer = self._failover.run(
             attempt,
@@ -363,8 +378,17 @@ class Requests:
             yield _Sender(self._client, connections.http, str(endpoint), timeout)
 
 
-def _trouble_of_answer(error: etcd.EtcdException) -> Trouble:
+def _trouble_of_answer(error: etcd.EtcdException, user: str | None) -> Trouble:
     payload = error.payload if isinstance(error.payload, dict) else {}
+    if payload.get("errorCode") == _UNAUTHORIZED:
+        reason = (
+            f"etcd's v2 does not let the user '{user}' do this: the password is "
+            "another one, or no role of theirs has the right to this key"
+            if user
+            else "etcd's v2 wants a user and a password; set "
+            f"{USER_VARIABLE} and {PASSWORD_VARIABLE}"
+        )
+        return Trouble(retry.Failure.FINAL, reason, error, code=16)
     text = str(payload.get("cause") or payload.get("message") or error)
     text = " ".join(text.split())[:200]
     if "HTTP request to an HTTPS server" in text:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
+from .._credentials import credentials_of
 from .._errors import EtcdProtocolError, EtcdReplyError
 from .._failover import Answer
 from .._params import (
@@ -53,11 +54,16 @@ class EtcdClient:
         key: The path of its private key, if that isn't in the same file.
         ca_cert: The path of the authority's certificate, to trust instead of the
             machine's own.
+        user: The user to authenticate as; None for nobody.
+        password: Their password.
+        password_file: The path of a file that holds it, read anew at each
+            authentication; in place of ``password``.
         read_timeout: The time for one operation, all its attempts together.
         connect_timeout: The time for one TCP connect.
 
     Raises:
-        EtcdSettingError: An endpoint can't be read.
+        EtcdSettingError: An endpoint can't be read, or there is a user without a
+            password, or a password without a user.
 
     .. versionadded:: 0.1.0
     """
@@ -70,6 +76,9 @@ class EtcdClient:
         cert: str | None = None,
         key: str | None = None,
         ca_cert: str | None = None,
+        user: str | None = None,
+        password: str | None = None,
+        password_file: str | None = None,
         read_timeout: float = DEFAULT_READ_TIMEOUT,
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
     ) -> None:
@@ -78,6 +87,7 @@ class EtcdClient:
             _endpoints(endpoints, protocol),
             TlsFiles(cert, key, ca_cert),
             connect_timeout,
+            credentials_of(user, password, password_file),
         )
         self._patient = False
 
@@ -113,6 +123,13 @@ class EtcdClient:
         """
         failover = self._transport.failover
         return failover.last_good or failover.current
+
+    @property
+    def user(self) -> str | None:
+        """
+        Who etcd has authenticated us as; None where it has not, or does not.
+        """
+        return self._transport.user
 
     @property
     def connections_made(self) -> int:
@@ -439,7 +456,10 @@ class EtcdClient:
             data = json.loads(body)
         except ValueError:
             return False
-        return status == 200 and isinstance(data, dict) and "node" in data
+        if not isinstance(data, dict):
+            return False
+        # It may want a user, of those that v2 has.
+        return "errorCode" in data or (status == 200 and "node" in data)
 
     def _call(
         self,

@@ -39,6 +39,7 @@ class Failure(Enum):
     NOT_SENT = "not sent"  # refused, unresolved, no connection in time
     TLS = "TLS handshake failed"  # not sent either, and waiting won't mend it
     REJECTED = "rejected"  # the server said so before it proposed anything
+    UNAUTHENTICATED = "token refused"  # nothing was applied, and a new token may do
     AMBIGUOUS = "ambiguous"  # it may have been applied, or may yet be
     FINAL = "final"  # the server's last word
 
@@ -54,6 +55,13 @@ class Step(Enum):
 
 # "no leader" comes at once under the hasleader header, before a proposal.
 _REJECTED: Final = ("no leader", "too many requests")
+
+_TOKEN_REFUSED: Final = (
+    "user name is empty",
+    "invalid auth token",
+    "revision of auth store is old",
+)
+_UNAUTHENTICATED: Final = 16  # gRPC
 
 _AMBIGUOUS: Final = (
     "request timed out",
@@ -95,8 +103,12 @@ def failure_of_reply(code: int, text: str) -> Failure:
     lowered = text.lower()
     if any(phrase in lowered for phrase in _REJECTED):
         return Failure.REJECTED
+    if any(phrase in lowered for phrase in _TOKEN_REFUSED):
+        return Failure.UNAUTHENTICATED
     if any(phrase in lowered for phrase in _AMBIGUOUS):
         return Failure.AMBIGUOUS
+    if code == _UNAUTHENTICATED:
+        return Failure.UNAUTHENTICATED
     if code in _AMBIGUOUS_CODES:
         return Failure.AMBIGUOUS
     return Failure.FINAL
@@ -135,7 +147,7 @@ def failure_of_exception(error: BaseException) -> Failure:
     return Failure.AMBIGUOUS
 
 
-def cause_of(error: BaseException) -> object:
+def cause_of(error: BaseException | None) -> object:
     """
     Return what urllib3 wrapped into an error of its own, or the error itself.
     """

@@ -72,6 +72,15 @@ def encode_run_id(run_id: str) -> str:
     )
 
 
+def key_of_state(key_prefix: str | None, run_id: str) -> str:
+    """
+    Return the key of a run's state. A missing leading ``/`` is added.
+    """
+    run = encode_run_id(run_id)
+    key = f"{key_prefix}/{run}" if key_prefix else run
+    return key if key.startswith("/") else f"/{key}"
+
+
 class V3StateKey:
     """
     The operations of one backend on the v3 API.
@@ -106,9 +115,7 @@ class V3StateKey:
         """
         See ``StateKey``. A missing leading ``/`` is added, as python-etcd does.
         """
-        run = encode_run_id(run_id)
-        key = f"{key_prefix}/{run}" if key_prefix else run
-        return key if key.startswith("/") else f"/{key}"
+        return key_of_state(key_prefix, run_id)
 
     # -- one key, one fence ---------------------------------------------------------
 

@@ -15,17 +15,19 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.client import BadStatusLine
+from http.client import BadStatusLine, RemoteDisconnected
 from typing import Any, Final
 
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from .._credentials import Credentials
 from .._errors import EtcdConnectionError
 from .._failover import Answer, Failover, Trouble
 from .._params import Endpoint, TlsFiles
 from .._pools import CONNECTIONS_PER_POOL, Count, Usage, counted
 from . import retry, wire
+from .auth import Authenticator
 from .connection import QuickHTTPConnection, QuickHTTPSConnection
 from .scheme import alert_of, speaks_the_other
 
@@ -44,6 +46,9 @@ _CERTIFICATE_ALERTS: Final = (
     "certificate unknown",
     "certificate expired",
 )
+# Without an answer, in one operation.
+_DROPPED_BY_CHANCE: Final = 1
+_COMMON_NAME: Final = "CommonName of client sending a request against gateway"
 _TLS_ALERT: Final = "\x15\x03"
 _MATCHED_NO_API: Final = frozenset({5, 12})  # gRPC: not found, unimplemented
 
@@ -70,16 +75,21 @@ class Transport:
         endpoints: Where etcd listens; at least one.
         tls: Certificates, for ``https`` endpoints.
         connect_timeout: The most seconds that one TCP connect may take.
+        credentials: Who we are to etcd; None for nobody.
     """
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], tls: TlsFiles, connect_timeout: float
+        self,
+        endpoints: Sequence[Endpoint],
+        tls: TlsFiles,
+        connect_timeout: float,
+        credentials: Credentials | None = None,
     ) -> None:
         self.failover = Failover(endpoints)
+        self._auth = Authenticator(credentials)
         self._tls = tls
         self._connect_timeout = connect_timeout
         self._pools = _Pools()
-        self._spoke: set[Endpoint] = set()
         self._made = Count()
         #: Whether it was closed, and not used since.
         self.closed = False
@@ -112,28 +122,62 @@ class Transport:
             EtcdReplyError: etcd answered with an error.
         """
         self.closed = False
+        dropped = 0
 
         def attempt(endpoint: Endpoint, limit: float) -> dict[str, Any] | Trouble:
-            pools = self._own_pools()
-            try:
-                with pools.usage.one_more():
-                    response = self._pool(pools, endpoint).urlopen(
-                        "POST",
-                        path,
-                        body=body,
-                        headers=_headers(limit),
-                        retries=False,
-                        redirect=False,
-                        timeout=self._timeout(limit, total=limit + _GRACE_SECONDS),
-                    )
-            except (HTTPError, OSError) as error:
-                return self._trouble(endpoint, error, limit)
-            self._spoke.add(endpoint)
-            return _read_reply(response.status, response.data)
+            nonlocal dropped
+            outcome = self._auth.run(
+                lambda headers, seconds: self._send(
+                    endpoint, path, body, headers, seconds
+                ),
+                lambda login, seconds: self._log_in(endpoint, login, seconds),
+                limit,
+            )
+            if isinstance(outcome, Trouble) and isinstance(
+                retry.cause_of(outcome.cause), RemoteDisconnected
+            ):
+                # Some builds of etcd say so that a token has expired (etcd#15256).
+                dropped += 1
+                if dropped == _DROPPED_BY_CHANCE + 1:
+                    self._auth.distrust()
+            return outcome
 
         return self.failover.run(
             attempt, what=what, timeout=timeout, writes=writes, patient=patient
         )
+
+    def _log_in(
+        self, endpoint: Endpoint, body: bytes, limit: float
+    ) -> dict[str, Any] | Trouble:
+        return self._send(endpoint, wire.AUTHENTICATE, body, {}, limit)
+
+    def _send(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: bytes,
+        headers: dict[str, str],
+        limit: float,
+    ) -> dict[str, Any] | Trouble:
+        """
+        Send one request, once.
+        """
+        pools = self._own_pools()
+        try:
+            with pools.usage.one_more():
+                response = self._pool(pools, endpoint).urlopen(
+                    "POST",
+                    path,
+                    body=body,
+                    headers=_headers(limit) | headers,
+                    retries=False,
+                    redirect=False,
+                    timeout=self._timeout(limit, total=limit + _GRACE_SECONDS),
+                )
+        except (HTTPError, OSError) as error:
+            return self._trouble(endpoint, error, limit)
+        self.failover.answered.add(endpoint)
+        return _read_reply(response.status, response.data)
 
     @contextmanager
     def stream(
@@ -163,25 +207,33 @@ class Transport:
         pool = self._new_pool(endpoint, size=1)
         response: urllib3.BaseHTTPResponse | None = None
         trouble: Trouble | None = None
+        own = self._auth.headers(
+            lambda login, seconds: self._log_in(endpoint, login, seconds), timeout
+        )
         try:
             try:
-                response = pool.urlopen(
-                    "POST",
-                    path,
-                    body=body,
-                    headers=_headers(None),
-                    retries=False,
-                    redirect=False,
-                    preload_content=False,
-                    timeout=self._timeout(timeout, read=timeout),
-                )
-                if response.status != 200:
-                    outcome = _read_reply(response.status, response.read())
-                    trouble = outcome if isinstance(outcome, Trouble) else None
+                if isinstance(own, Trouble):
+                    trouble = own
+                else:
+                    response = pool.urlopen(
+                        "POST",
+                        path,
+                        body=body,
+                        headers=_headers(None) | own,
+                        retries=False,
+                        redirect=False,
+                        preload_content=False,
+                        timeout=self._timeout(timeout, read=timeout),
+                    )
+                    if response.status != 200:
+                        outcome = _read_reply(response.status, response.read())
+                        trouble = outcome if isinstance(outcome, Trouble) else None
             except (HTTPError, OSError) as error:
                 trouble = trouble_of_exception(error)
             if trouble is not None or response is None:
-                trouble = trouble or Trouble(retry.Failure.AMBIGUOUS, "no answer")
+                trouble = self.failover.in_context(
+                    trouble or Trouble(retry.Failure.AMBIGUOUS, "no answer"), endpoint
+                )
                 if trouble.failure is not retry.Failure.FINAL:
                     self.failover.move_on(endpoint)
                 raise self.failover.error(
@@ -223,7 +275,7 @@ class Transport:
                     )
             except (HTTPError, OSError) as error:
                 return self._trouble(endpoint, error, limit)
-            self._spoke.add(endpoint)
+            self.failover.answered.add(endpoint)
             return response.status, response.data
 
         answer = self.failover.run(
@@ -237,6 +289,13 @@ class Transport:
         How many connections this process has made, streams apart; it never falls.
         """
         return self._made.number
+
+    @property
+    def user(self) -> str | None:
+        """
+        Who etcd has authenticated us as; None where it has not, or does not.
+        """
+        return self._auth.user
 
     def close(self) -> None:
         """
@@ -257,7 +316,7 @@ class Transport:
             retry.cause_of(error),
             ConnectionResetError | BrokenPipeError | ssl.SSLEOFError,
         )
-        if not closed or endpoint in self._spoke:
+        if not closed or endpoint in self.failover.answered:
             return trouble
         alert = None
         if endpoint.scheme == "https":
@@ -429,6 +488,14 @@ def _not_json(status: int, body: bytes) -> Trouble:
     text = body[:200].decode("utf-8", "replace").strip()
     if "HTTP request to an HTTPS server" in text:
         return _not_etcd("it speaks TLS; use protocol=https")
+    if _COMMON_NAME in text:
+        return Trouble(
+            retry.Failure.FINAL,
+            "where etcd has users, its gateway refuses client certificates with a "
+            "CommonName; use one without (subject alternative names alone), beside "
+            "user and password",
+            code=16,
+        )
     if status == 404:
         return _no_v3(text)
     if (status >= 500 and status != 501) or (

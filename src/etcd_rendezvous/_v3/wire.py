@@ -47,10 +47,13 @@ REVOKE: Final = "/v3/lease/revoke"
 KEEP_ALIVE: Final = "/v3/lease/keepalive"
 TIME_TO_LIVE: Final = "/v3/lease/timetolive"
 WATCH: Final = "/v3/watch"
+AUTHENTICATE: Final = "/v3/auth/authenticate"
 STATUS: Final = "/v3/maintenance/status"
 
 LEASE_NOT_FOUND: Final = "requested lease not found"
 LEASE_EXISTS: Final = "lease already exists"
+AUTH_IS_OFF: Final = "authentication is not enabled"
+WRONG_PASSWORD: Final = "authentication failed, invalid user ID or password"  # noqa: S105
 
 
 @dataclass(frozen=True)

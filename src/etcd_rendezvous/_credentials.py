@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Who we are to etcd: a user's name and password, and where they are found.
+
+No network and no torch. The password is in no repr and in no error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ._errors import EtcdSettingError
+
+__all__ = [
+    "PASSWORD_FILE_VARIABLE",
+    "PASSWORD_VARIABLE",
+    "USER_VARIABLE",
+    "Credentials",
+    "credentials_of",
+    "find_credentials",
+]
+
+USER_VARIABLE: Final = "ETCD_RENDEZVOUS_USER"
+PASSWORD_VARIABLE: Final = "ETCD_RENDEZVOUS_PASSWORD"  # noqa: S105 (a name)
+PASSWORD_FILE_VARIABLE: Final = "ETCD_RENDEZVOUS_PASSWORD_FILE"  # noqa: S105
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """
+    A user of etcd.
+
+    Attributes:
+        user: The user's name.
+        password_file: The path of a file that holds the password; None where it was
+            given itself. It is read anew at each use, so that a password can be
+            changed while we run.
+    """
+
+    user: str
+    _password: str | None = field(default=None, repr=False)
+    password_file: str | None = None
+
+    def password(self) -> str:
+        """
+        Return the password.
+
+        Raises:
+            EtcdSettingError: The file can't be read, or is empty.
+        """
+        if self.password_file is None:
+            return self._password or ""
+        try:
+            text = Path(self.password_file).read_text("utf-8")
+        except UnicodeDecodeError:
+            raise EtcdSettingError(
+                f"The password file {self.password_file} is no text in UTF-8."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise EtcdSettingError(
+                f"The password file can't be read: {self.password_file} "
+                f"({getattr(error, 'strerror', None) or error})."
+            ) from error
+        text = text.removesuffix("\n").removesuffix("\r")
+        if not text:
+            raise EtcdSettingError(f"The password file {self.password_file} is empty.")
+        return text
+
+
+def credentials_of(
+    user: str | None, password: str | None, password_file: str | None
+) -> Credentials | None:
+    """
+    Put credentials together, and see that they are whole.
+
+    Args:
+        user: The user's name.
+        password: The password.
+        password_file: The path of a file that holds it, in its stead.
+
+    Returns:
+        The credentials; None where nothing is given.
+
+    Raises:
+        EtcdSettingError: One is there without the other, there are two passwords, or
+            the file can't be read.
+    """
+    if not (user or password or password_file):
+        return None
+    if not user:
+        raise EtcdSettingError(
+            "There is a password for etcd, but no user; name one with 'user', or "
+            f"under a launcher in {USER_VARIABLE}."
+        )
+    if not (password or password_file):
+        raise EtcdSettingError(
+            f"There is a user for etcd, '{user}', but no password; name its file with "
+            f"'password_file', or under a launcher set {PASSWORD_VARIABLE}."
+        )
+    if password and password_file:
+        raise EtcdSettingError(
+            "There are two passwords for etcd, one of them in the file "
+            f"{password_file}; leave one out."
+        )
+    found = Credentials(user, password or None, password_file or None)
+    found.password()
+    return found
+
+
+def find_credentials(
+    user: str | None, password_file: str | None, environ: Mapping[str, str]
+) -> Credentials | None:
+    """
+    Find credentials in the settings, and in the environment what they leave open.
+
+    Args:
+        user: The setting of that name.
+        password_file: The setting of that name.
+        environ: The environment variables.
+
+    Raises:
+        EtcdSettingError: As of :func:`credentials_of`.
+    """
+    password = None
+    if not password_file:
+        password = environ.get(PASSWORD_VARIABLE)
+        password_file = environ.get(PASSWORD_FILE_VARIABLE)
+    return credentials_of(user or environ.get(USER_VARIABLE), password, password_file)
