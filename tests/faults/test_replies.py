@@ -47,22 +47,20 @@ def now_and_then(rules, count):
     )
 
 
-@pytest.mark.parametrize("mode", ["close", "reset", "half"])
-def test_replies_are_lost_after_the_commit(proxies, at_work, mode):
+def test_replies_are_lost_after_the_commit(proxies, at_work):
     """
     Of swaps that were applied, or refused, many replies never come, or half of them.
     """
+    spoilt = 0
     with at_work(endpoints(proxies)) as work:
-        spoilt = 0
-        for _ in range(4):
-            rules = [proxy.swallow(5, SWAPS, mode=mode) for proxy in proxies]
+        for mode in ("close", "reset", "half") * 2:
+            rules = [proxy.swallow(4, SWAPS, mode=mode) for proxy in proxies]
             now_and_then(rules, 5)
             spoilt += sum(rule.count for rule in rules)
             for rule in rules:
                 rule.cancel()
-            work.wait_for_answers(1)
 
-    assert spoilt >= 20
+    assert spoilt >= 30
     assert work.failures() == []
 
 
@@ -71,9 +69,9 @@ def test_connections_fall_silent_after_the_commit(proxies, at_work):
     Of swaps no reply comes, and the connection stays open.
     """
     with at_work(endpoints(proxies)) as work:
-        rules = [proxy.swallow(2, SWAPS, mode="silent") for proxy in proxies]
-        now_and_then(rules, 4)
-        work.wait_for_answers(3)
+        rules = [proxy.swallow(1, SWAPS, mode="silent") for proxy in proxies]
+        now_and_then(rules, 2)
+        work.wait_for_answers(1)
 
     assert work.failures() == []
 
@@ -84,29 +82,28 @@ def test_connections_are_reset_in_mid_reply(proxies, at_work):
     """
     reset = 0
     with at_work(endpoints(proxies), pause=0.005) as work:
-        for _ in range(20):
+        for _ in range(10):
             work.wait_for_answers(1)
             reset += sum(proxy.drop_connections("reset") for proxy in proxies)
 
-    assert reset > 20
+    assert reset > 10
     assert work.failures() == []
 
 
 def test_replies_are_slow(proxies, at_work):
     """
-    One member's replies come after a while, others after longer than one attempt may
-    last, so that what has been applied is sent again meanwhile.
+    All replies come after a while, some after longer than one attempt may last, so that
+    what has been applied is sent again meanwhile.
     """
     with at_work(endpoints(proxies), read_timeout=15) as work:
-        slow = proxies[0].delay(0.3, what="reply")
-        late = proxies[1].delay(3, SWAPS, n=3, what="reply")
-        now_and_then([late], 3)
-        work.wait_for_answers(5)
-        slow.cancel()
+        late = [proxy.delay(3, SWAPS, n=1, what="reply") for proxy in proxies]
+        slow = [proxy.delay(0.2, what="reply") for proxy in proxies]
+        now_and_then(late, 2)
+        now_and_then(slow, 20)
         work.wait_for_answers(1)
 
-    assert slow.count
     assert work.failures() == []
+    assert max(one.seconds for one in work.operations()) > 2
 
 
 def test_replies_are_garbled(cluster, at_work):
@@ -118,7 +115,7 @@ def test_replies_are_garbled(cluster, at_work):
         garblers = [stack.enter_context(Garbler(one)) for one in cluster.endpoints]
         with at_work([one.endpoint for one in garblers]) as work:
             for one in garblers:
-                one.garble(40)
+                one.garble(20)
             wait_until(
                 "all replies to be garbled",
                 lambda: not any(one.left for one in garblers),

@@ -73,6 +73,14 @@ class Link:
         """
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """
+        How many connections are open.
+        """
+        with self._changed:
+            return len(self._pairs)
+
     def cut(self, how: Cut, source: object = None) -> None:
         """
         Let nothing pass any more from and to a source.
@@ -199,6 +207,13 @@ class Links:
         The endpoints for clients.
         """
         return [link.endpoint for link in self.links]
+
+    @property
+    def busiest(self) -> int:
+        """
+        The number of the link with the most connections.
+        """
+        return max(range(len(self.links)), key=lambda n: self.links[n].connections)
 
     def cut(self, number: int, how: Cut) -> None:
         """
