@@ -11,8 +11,10 @@ import time
 
 import pytest
 
+from etcd_rendezvous import EtcdCluster
 from faults.crew import Crew
 from support.links import Links, PartedCluster
+from support.security import Authority, switch_authentication_on
 
 #: What a test may take besides the run whose length is free.
 BESIDES = 120
@@ -80,6 +82,39 @@ def cluster(shared_cluster):
     yield shared_cluster
     shared_cluster.heal()
     make_whole(shared_cluster)
+
+
+@pytest.fixture(scope="module")
+def shared_secure_cluster(newest_etcd_binary, tmp_path_factory):
+    """
+    Three members that want a certificate and a user, and who that is.
+    """
+    authority = Authority(tmp_path_factory.mktemp("authority"))
+    security = authority.security.as_user("trainer", "secret")
+    with EtcdCluster(
+        binary=newest_etcd_binary,
+        unsafe_no_fsync=True,
+        extra_args=authority.server_arguments,
+    ) as cluster:
+        switch_authentication_on(cluster.endpoints[0], security)
+        yield cluster, security
+
+
+@pytest.fixture
+def secure_cluster(shared_secure_cluster):
+    """
+    Three members in good health that want a certificate and a user.
+    """
+    yield shared_secure_cluster[0]
+    make_whole(shared_secure_cluster[0])
+
+
+@pytest.fixture
+def security(shared_secure_cluster):
+    """
+    How one gets into `secure_cluster`.
+    """
+    return shared_secure_cluster[1]
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import shutil
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +116,30 @@ class Authority:
         self._authority.cert_pem.write_to_path(self.ca)
         self.renew()
 
-    def renew(self) -> None:
+    def renew(self, *, seconds: float | None = None) -> None:
         """
-        Issue new certificates in place of the old ones, under the same names.
+        Issue new certificates in place of the old ones.
+
+        Args:
+            seconds: How long they are good. Default: for years.
         """
+        until = None
+        if seconds is not None:
+            until = datetime.now(timezone.utc) + timedelta(seconds=seconds)
         # A client's certificate has no common name: etcd's gateway refuses one with
         # a name once authentication is on.
-        self._issue("server", "127.0.0.1", "localhost", "::1")
-        self._issue("client", "client.test")
+        self._issue("server", until, "127.0.0.1", "localhost", "::1")
+        self._issue("client", until, "client.test")
 
-    def replace(self) -> None:
+    def copy_of_client(self, name: str) -> Security:
         """
-        Become another authority, in which those who trust the old one do not believe.
+        Copy what a client has now, so that it outlives the next `renew`.
         """
-        self._authority = trustme.CA()
+        copy = self.security
+        cert, key = (self._folder / f"{name}.{kind}" for kind in ("pem", "key"))
+        shutil.copy(str(copy.cert), cert)
+        shutil.copy(str(copy.key), key)
+        return dataclasses.replace(copy, cert=str(cert), key=str(key))
 
     @property
     def server_arguments(self) -> list[str]:
@@ -149,8 +161,8 @@ class Authority:
         cert, key = (str(self._folder / f"client.{one}") for one in ("pem", "key"))
         return Security("https", self.ca, cert, key)
 
-    def _issue(self, name: str, *identities: str) -> None:
-        issued = self._authority.issue_cert(*identities)
+    def _issue(self, name: str, until: datetime | None, *identities: str) -> None:
+        issued = self._authority.issue_cert(*identities, not_after=until)
         key, cert = (self._folder / f"{name}.{kind}" for kind in ("key", "pem"))
         # Whoever looks now finds the old file or the new one, whole.
         for path, blobs in (
