@@ -62,7 +62,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--fault-seconds",
         type=float,
-        default=10,
+        default=6,
         metavar="SECONDS",
         help="how long each run of tests/faults lasts whose length is free "
         "(default: %(default)s; 'tox -e faults' takes 180)",

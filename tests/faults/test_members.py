@@ -29,12 +29,12 @@ def test_a_follower_is_killed_and_another_stopped(cluster, at_work):
     killed, stopped = followers_of(cluster)
     with at_work(cluster.endpoints) as work:
         killed.kill()
-        work.wait_for_answers(10)
+        work.wait_for_answers(5)
         killed.restart()
         stopped.pause()
-        work.wait_for_answers(10)
+        work.wait_for_answers(5)
         stopped.resume()
-        work.wait_for_answers(3)
+        work.wait_for_answers(1)
 
     assert work.failures() == []
 
@@ -47,9 +47,9 @@ def test_the_leader_is_stopped(cluster, at_work):
     leader = cluster.leader()
     with at_work(cluster.endpoints) as work:
         leader.pause()
-        work.wait_for_answers(5)
+        work.wait_for_answers(2)
         leader.resume()
-        work.wait_for_answers(5)
+        work.wait_for_answers(2)
 
     assert work.failures() == []
 
@@ -62,7 +62,7 @@ def test_all_members_are_restarted_one_by_one(cluster, at_work):
     with at_work(cluster.endpoints) as work:
         for member in cluster.members:
             member.restart()
-            work.wait_for_answers(3)
+            work.wait_for_answers(1)
 
     assert work.failures() == []
     assert pids.isdisjoint({member.pid for member in cluster.members})
@@ -74,7 +74,7 @@ def test_the_quorum_is_lost_and_comes_back(cluster, at_work):
     all is well once the quorum is back.
     """
     one, other = followers_of(cluster)
-    with at_work(cluster.endpoints, read_timeout=4) as work:
+    with at_work(cluster.endpoints, read_timeout=2) as work:
         one.kill()
         other.pause()
         lost = time.monotonic()
@@ -82,15 +82,15 @@ def test_the_quorum_is_lost_and_comes_back(cluster, at_work):
         back = time.monotonic()
         other.resume()
         one.restart()
-        work.wait_for_answers(5)
+        work.wait_for_answers(1)
         mended = time.monotonic()
-        work.wait_for_answers(5)
+        work.wait_for_answers(3)
     begun_without = [
         one for one in work.operations() if lost + 1 < one.start and one.end < back
     ]
 
     assert all(one.raised for one in begun_without)
-    assert all(one.seconds < 4.5 for one in work.operations() if one.raised)
+    assert all(one.seconds < 2.5 for one in work.operations() if one.raised)
     assert not [one for one in work.operations() if one.raised and one.start > mended]
 
 

@@ -25,9 +25,9 @@ def test_clients_are_cut_off_from_one_member(cluster, links, at_work, how):
     with at_work(links.endpoints, clients=6) as work:
         cut = links.links[links.busiest].connections
         links.cut(links.busiest, how)
-        work.wait_for_answers(5)
+        work.wait_for_answers(3)
         links.heal()
-        work.wait_for_answers(5)
+        work.wait_for_answers(1)
 
     assert cut
     assert work.failures() == []
@@ -45,7 +45,7 @@ def test_one_client_is_cut_off_from_all_members(cluster, links, at_work):
         work.wait_for_failure()
         work.wait_for_answers(5, clients=["c1", "c2", "c3"])
         links.heal()
-        work.wait_for_answers(5)
+        work.wait_for_answers(1)
     failed = [one for one in work.operations() if one.raised]
 
     assert {one.client for one in failed} == {"c0"}
@@ -64,9 +64,9 @@ def test_a_follower_is_cut_off_from_the_others(cluster, at_work):
         cluster.isolate(number)
         with pytest.raises(EtcdConnectionError):
             alone.get("any")
-        work.wait_for_answers(5)
-        cluster.heal()
         work.wait_for_answers(3)
+        cluster.heal()
+        work.wait_for_answers(1)
     alone.close()
 
     assert work.failures() == []
@@ -80,11 +80,11 @@ def test_the_leader_is_cut_off_from_the_others(cluster, at_work):
     leader = cluster.leader()
     with at_work(cluster.endpoints, clients=6) as work:
         cluster.isolate(number_of(cluster, leader))
-        work.wait_for_answers(5)
+        work.wait_for_answers(3)
         successor = cluster.leader()
         work.wait_for_answers(3)
         cluster.heal()
-        work.wait_for_answers(3)
+        work.wait_for_answers(1)
 
     assert successor is not leader
     assert work.failures() == []
@@ -102,10 +102,10 @@ def test_the_leader_and_a_follower_are_cut_off_from_each_other(cluster, at_work)
         cluster.cut(number, (number + 1) % 3, "reset")
         with pytest.raises(EtcdConnectionError):
             alone.get("any")
-        work.wait_for_answers(5)
+        work.wait_for_answers(3)
         led = cluster.leader()
         cluster.heal()
-        work.wait_for_answers(3)
+        work.wait_for_answers(1)
     alone.close()
 
     assert led is leader

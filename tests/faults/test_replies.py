@@ -11,7 +11,7 @@ import contextlib
 
 import pytest
 
-from faults.garbler import Garbler
+from faults.garbler import RUBBISH, Garbler
 from support.proxy import FaultProxy
 from support.torchrun import wait_until
 
@@ -96,11 +96,10 @@ def test_replies_are_slow(proxies, at_work):
     what has been applied is sent again meanwhile.
     """
     with at_work(endpoints(proxies), read_timeout=15) as work:
-        late = [proxy.delay(3, SWAPS, n=1, what="reply") for proxy in proxies]
+        late = [proxy.delay(2.5, SWAPS, n=1, what="reply") for proxy in proxies]
         slow = [proxy.delay(0.2, what="reply") for proxy in proxies]
-        now_and_then(late, 2)
+        now_and_then(late, 1)
         now_and_then(slow, 20)
-        work.wait_for_answers(1)
 
     assert work.failures() == []
     assert max(one.seconds for one in work.operations()) > 2
@@ -115,13 +114,13 @@ def test_replies_are_garbled(cluster, at_work):
         garblers = [stack.enter_context(Garbler(one)) for one in cluster.endpoints]
         with at_work([one.endpoint for one in garblers]) as work:
             for one in garblers:
-                one.garble(20)
+                one.garble(len(RUBBISH))
             wait_until(
                 "all replies to be garbled",
                 lambda: not any(one.left for one in garblers),
                 seconds=20,
             )
-            work.wait_for_answers(3)
+            work.wait_for_answers(1)
 
     answered = [one for one in work.operations() if not one.raised]
     assert len(answered) > 20

@@ -6,6 +6,7 @@ Users, tokens that end, and certificates that are replaced while clients work.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 
 import pytest
@@ -14,12 +15,12 @@ from etcd_rendezvous import EtcdClient, EtcdError
 from faults.leader_kills import kill_leaders
 from support.links import Links
 from support.proxy import FaultProxy
-from support.security import PLAIN, Authority, switch_authentication_on
+from support.security import PLAIN, PREFIX, Authority, switch_authentication_on
 
 pytestmark = pytest.mark.torch
 
 #: Of a certificate, in seconds.
-LIFETIME = 6
+LIFETIME = 5
 AUTHENTICATE = "/v3/auth/authenticate"
 
 
@@ -36,6 +37,14 @@ def test_the_leader_is_killed_again_and_again(
     ) as work:
         kills = kill_leaders(secure_cluster, fault_seconds)
     kills.judge(work, report)
+    for stranger in (
+        dataclasses.replace(security, user=None, password=None),
+        dataclasses.replace(security, cert=None, key=None),
+    ):
+        client = EtcdClient(secure_cluster.endpoints, **stranger.client_options())
+        with pytest.raises(EtcdError):
+            client.get(PREFIX)
+        client.close()
 
 
 def test_tokens_end(make_cluster, at_work):
@@ -55,8 +64,8 @@ def test_tokens_end(make_cluster, at_work):
             for endpoint in cluster.endpoints
         ]
         endpoints = [proxy.endpoint for proxy in proxies]
-        with at_work(endpoints, clients=4, security=security, pause=1.5) as work:
-            work.wait_for_answers(2, seconds=30)
+        with at_work(endpoints, clients=4, security=security, pause=1.2) as work:
+            work.wait_for_answers(1, seconds=30)
             cluster.leader().restart()
             work.wait_for_answers(1, seconds=30)
         renewed = sum(proxy.requests[AUTHENTICATE] for proxy in proxies)
