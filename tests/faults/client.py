@@ -101,6 +101,8 @@ def work(name, order):
         worker.once()
         if not worker.lost:
             time.sleep(worker.random.uniform(0, 2 * worker.pause))
+    # Others wait for us otherwise, until they find out.
+    worker.backend.leave_queue()
 
 
 def fork(name, order):

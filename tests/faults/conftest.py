@@ -13,7 +13,8 @@ import pytest
 
 from etcd_rendezvous import EtcdCluster
 from faults.crew import Crew
-from support.links import Links, PartedCluster
+from faults.parted import PartedCluster
+from support.links import Links
 from support.security import Authority, switch_authentication_on
 
 #: What a test may take besides the run whose length is free.

@@ -102,4 +102,5 @@ def test_the_leader_is_killed_again_and_again(cluster, at_work, fault_seconds, r
     clients = 16 if fault_seconds > 60 else 8
     with at_work(cluster.endpoints, clients=clients, read_timeout=15) as work:
         kills = kill_leaders(cluster, fault_seconds)
+        work.wait_for_answers(1)
     kills.judge(work, report)

@@ -36,6 +36,7 @@ def test_the_leader_is_killed_again_and_again(
         secure_cluster.endpoints, clients=clients, read_timeout=15, security=security
     ) as work:
         kills = kill_leaders(secure_cluster, fault_seconds)
+        work.wait_for_answers(1)
     kills.judge(work, report)
     for stranger in (
         dataclasses.replace(security, user=None, password=None),

@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """
-Links that can be cut: blind proxies before members' ports for clients or peers.
+Links that can be cut: blind proxies before the ports of members.
 
     with Links([member.get_endpoint() for member in cluster.members]) as links:
         client = EtcdClient(links.endpoints)
         links.cut(0, "silent")   # What client and member 0 say no longer arrives.
         links.heal()
-
-    with PartedCluster(binary=…) as cluster:
-        cluster.cut(0, 1)        # These two members no longer hear each other.
-        cluster.isolate(2)
-        cluster.heal()
 
 What passes is not looked at, so TLS and gRPC pass too. For faults of single requests
 there is `support.proxy`.
@@ -25,10 +20,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
-
-import psutil
-
-from etcd_rendezvous._server import EtcdCluster
 
 from . import _http
 
@@ -163,13 +154,16 @@ class Link:
         self._pump(server, sock, source)
 
     def _pump(self, here: socket.socket, there: socket.socket, source: object) -> None:
+        ended = False
         with contextlib.suppress(OSError):
             while data := here.recv(65536):
                 if not self._may_pass(source):
                     break
                 there.sendall(data)
-        self._drop((here, there))
-        self._drop((there, here))
+            else:
+                ended = self._may_pass(source)
+        for pair in ((here, there), (there, here)):
+            self._drop(pair, ended=ended)
 
     def _may_pass(self, source: object) -> bool:
         """
@@ -181,14 +175,23 @@ class Link:
             )
             return not self._ended and source not in self._cuts
 
-    def _drop(self, pair: tuple[socket.socket, socket.socket]) -> None:
+    def _drop(
+        self, pair: tuple[socket.socket, socket.socket], *, ended: bool = False
+    ) -> None:
+        """
+        Reset a pair of connections, or end it as one side has ended.
+        """
         with self._changed:
             known = self._pairs.pop(pair, self) is not self
         if known:
             for sock in pair:
-                # A thread may be waiting on it.
-                _http.shut(sock)
-                _http.reset(sock)
+                # A thread may be waiting on it. An end would be told by this, too.
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR if ended else socket.SHUT_RD)
+                if ended:
+                    sock.close()
+                else:
+                    _http.reset(sock)
 
 
 class Links:
@@ -245,73 +248,3 @@ class Links:
     ) -> None:
         for link in self.links:
             link.close()
-
-
-class PartedCluster(EtcdCluster):
-    """
-    A cluster whose members speak with each other over links that can be cut.
-    """
-
-    def __init__(self, size: int = 3, **options: object) -> None:
-        super().__init__(size, **options)
-        self._links = [
-            Link(lambda to=member: ("127.0.0.1", to._peer_port), self._number_of)
-            for member in self._members
-        ]
-        urls = [f"http://{link.endpoint}" for link in self._links]
-        cluster = ",".join(f"member{number}={url}" for number, url in enumerate(urls))
-        for member, url in zip(self._members, urls, strict=True):
-            member._extra_args += (
-                f"--initial-cluster={cluster}",
-                f"--initial-advertise-peer-urls={url}",
-            )
-
-    def cut(self, one: int, other: int, how: Cut = "silent") -> None:
-        """
-        Let two members hear nothing of each other.
-        """
-        self._links[one].cut(how, other)
-        self._links[other].cut(how, one)
-
-    def isolate(self, number: int, how: Cut = "silent") -> None:
-        """
-        Let a member and all others hear nothing of each other.
-        """
-        for other in range(len(self._members)):
-            if other != number:
-                self.cut(number, other, how)
-
-    def heal(self) -> None:
-        """
-        Mend all links.
-        """
-        for link in self._links:
-            link.heal()
-
-    def close_links(self) -> None:
-        """
-        Close the links; the cluster can't be used any more.
-        """
-        for link in self._links:
-            link.close()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, traceback)
-        self.close_links()
-
-    def _number_of(self, port: int) -> object:
-        """
-        Return the number of the member that has a connection from this port.
-        """
-        for number, member in enumerate(self._members):
-            pid = member.pid
-            with contextlib.suppress(psutil.Error, OSError):
-                sockets = psutil.Process(pid).net_connections("tcp") if pid else []
-                if any(one.laddr.port == port for one in sockets):
-                    return number
-        return None
