@@ -9,13 +9,16 @@ import contextlib
 import ctypes
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import trustme
+from torch.distributed import DistStoreError
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -23,6 +26,10 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStateError,
     RendezvousTimeoutError,
     etcd_rendezvous_backend,
+)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    _NodeDesc,
+    _RendezvousState,
 )
 
 import etcd
@@ -34,6 +41,8 @@ from etcd_rendezvous import (
     create_handler,
 )
 from support import etcds
+from support.oldgateway import old_gateway
+from support.quota import SMALL_QUOTA, use_up
 from support.scripted import ScriptedServer, close, raw, refused_endpoint, reply
 from support.torchrun import clean_environment
 
@@ -247,6 +256,86 @@ class Trouble:
         assert isinstance(caught.value.__cause__, etcd.EtcdException)
         return str(caught.value.__cause__).strip()
 
+    # -- sizes
+
+    def too_large(self, endpoint, name="etcd-v3", nodes=20_000, **config):
+        backend, _ = create_backend(self.parameters(endpoint, name, **config))
+        state = _RendezvousState()
+        state.participants = {
+            _NodeDesc(f"node-{number}", 1, 0): number for number in range(nodes)
+        }
+        return self.refused_by(lambda: backend.set_state(pickle.dumps(state)))
+
+    def refused_by(self, call, kind=RendezvousConnectionError):
+        with pytest.raises(kind) as caught:
+            call()
+        return str(caught.value.__cause__)
+
+    def value_of(self, size, endpoint=None):
+        _, store = create_backend(
+            self.parameters(endpoint or self.make_server().get_endpoint())
+        )
+        return self.refused_by(lambda: store.set("key", b"x" * size), DistStoreError)
+
+    def without_room(self):
+        server = self.make_server(extra_args=[SMALL_QUOTA])
+        return server.get_endpoint()
+
+    @into("The state is larger than a request may be")
+    def large_state(self):
+        return self.too_large(self.make_server().get_endpoint(), nodes=50_000)
+
+    @into("`request_limit` is higher than etcd's own limit")
+    def high_limit(self):
+        server = self.make_server(extra_args=["--max-request-bytes=100000"])
+        return self.too_large(server.get_endpoint(), nodes=3000)
+
+    @into("A value of the store is larger than a request may be")
+    def large_value(self):
+        return self.value_of(1_600_000)
+
+    @into("A request of 2 MiB or more")
+    def very_large_value(self):
+        return self.value_of(2_200_000)
+
+    @into("v2, and a state of 10 MiB")
+    def large_state_of_v2(self):
+        return self.too_large(self.older_server(), "etcd-v2", nodes=400_000)
+
+    @into("A reply over 4 MiB, and an old gateway")
+    def large_reply(self):
+        server = self.make_server(extra_args=["--max-request-bytes=9000000"])
+        gateway = self.stack.enter_context(old_gateway(server.get_endpoint()))
+        _, store = create_backend(self.parameters(gateway.endpoint))
+        store.multi_set(["small", "key"], ["x", b"x" * 5_000_000])
+        return self.refused_by(
+            lambda: store.multi_get(["small", "key"]), DistStoreError
+        )
+
+    @into("etcd's quota is used up")
+    def quota(self):
+        endpoint = self.without_room()
+        backend, _ = create_backend(self.parameters(endpoint))
+        _, token, _ = backend.set_state(b"state")
+        use_up(endpoint)
+        return self.refused_by(lambda: backend.set_state(b"next", token))
+
+    @into("It happens while a job runs")
+    def quota_of_a_job(self):
+        endpoint = self.without_room()
+        handler = create_handler(
+            self.parameters(endpoint, most=1, keep_alive_interval=1)
+        )
+        handler.next_rendezvous()
+        use_up(endpoint)
+        deadline = time.monotonic() + 20
+        while "etcd_rendezvous" not in {one.name for one in self.caplog.records}:
+            assert time.monotonic() < deadline
+            assert handler.num_nodes_waiting() == 0
+            time.sleep(0.1)
+        handler._stop_heartbeats()
+        return self.warned()
+
     # -- what is installed
 
     @into("No python-etcd, and v2 is to be spoken")
@@ -400,7 +489,7 @@ def test_every_row_is_tried():
     """
     There is a way into each trouble of the page.
     """
-    assert len(rows()) == PAGE.read_text().count("\n| ") - 5  # the heads of the tables
+    assert len(rows()) == PAGE.read_text().count("\n| ") - 6  # the heads of the tables
     assert set(TROUBLES) == set(rows())
 
 
