@@ -59,6 +59,14 @@ def pytest_addoption(parser):
         help="where torch is not installed, leave out the tests that need it: all of "
         "tests/torchrun, and files with a line 'pytestmark = pytest.mark.torch'",
     )
+    parser.addoption(
+        "--fault-seconds",
+        type=float,
+        default=6,
+        metavar="SECONDS",
+        help="how long each run of tests/faults lasts whose length is free "
+        "(default: %(default)s; 'tox -e faults' takes 180)",
+    )
 
 
 def pytest_configure(config):

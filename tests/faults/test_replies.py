@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Requests arrive, but their replies get lost, torn, late or garbled on the way back.
+
+What is told of every operation is true all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from faults.garbler import RUBBISH, Garbler
+from support.proxy import FaultProxy
+from support.torchrun import wait_until
+
+pytestmark = pytest.mark.torch
+
+SWAPS = "/v3/kv/txn"
+
+
+@pytest.fixture
+def proxies(cluster):
+    """
+    A proxy before each member, which understands what passes.
+    """
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(FaultProxy.to(endpoint))
+            for endpoint in cluster.endpoints
+        ]
+
+
+def endpoints(proxies):
+    return [proxy.endpoint for proxy in proxies]
+
+
+def now_and_then(rules, count):
+    """
+    Wait until some rules have been applied so often, all together.
+    """
+    wait_until(
+        f"{count} replies to be spoilt",
+        lambda: sum(rule.count for rule in rules) >= count,
+        seconds=20,
+    )
+
+
+def test_replies_are_lost_after_the_commit(proxies, at_work):
+    """
+    Of swaps that were applied, or refused, many replies never come, or half of them.
+    """
+    spoilt = 0
+    with at_work(endpoints(proxies)) as work:
+        for mode in ("close", "reset", "half") * 2:
+            rules = [proxy.swallow(4, SWAPS, mode=mode) for proxy in proxies]
+            now_and_then(rules, 5)
+            spoilt += sum(rule.count for rule in rules)
+            for rule in rules:
+                rule.cancel()
+
+    assert spoilt >= 30
+    assert work.failures() == []
+
+
+def test_connections_fall_silent_after_the_commit(proxies, at_work):
+    """
+    Of swaps no reply comes, and the connection stays open.
+    """
+    with at_work(endpoints(proxies)) as work:
+        rules = [proxy.swallow(1, SWAPS, mode="silent") for proxy in proxies]
+        now_and_then(rules, 2)
+        work.wait_for_answers(1)
+
+    assert work.failures() == []
+
+
+def test_connections_are_reset_in_mid_reply(proxies, at_work):
+    """
+    All open connections are reset, again and again, wherever their replies are.
+    """
+    reset = 0
+    with at_work(endpoints(proxies), pause=0.005) as work:
+        for _ in range(10):
+            work.wait_for_answers(1)
+            reset += sum(proxy.drop_connections("reset") for proxy in proxies)
+
+    assert reset > 10
+    assert work.failures() == []
+
+
+def test_replies_are_slow(proxies, at_work):
+    """
+    All replies come after a while, some after longer than one attempt may last, so that
+    what has been applied is sent again meanwhile.
+    """
+    with at_work(endpoints(proxies), read_timeout=15) as work:
+        late = [proxy.delay(2.5, SWAPS, n=1, what="reply") for proxy in proxies]
+        slow = [proxy.delay(0.2, what="reply") for proxy in proxies]
+        now_and_then(late, 1)
+        now_and_then(slow, 20)
+
+    assert work.failures() == []
+    assert max(one.seconds for one in work.operations()) > 2
+
+
+def test_replies_are_garbled(cluster, at_work):
+    """
+    What comes back is no reply of etcd's: an operation then ends well elsewhere, or
+    fails and says so, and is never told an untruth.
+    """
+    with contextlib.ExitStack() as stack:
+        garblers = [stack.enter_context(Garbler(one)) for one in cluster.endpoints]
+        with at_work([one.endpoint for one in garblers]) as work:
+            for one in garblers:
+                one.garble(len(RUBBISH))
+            wait_until(
+                "all replies to be garbled",
+                lambda: not any(one.left for one in garblers),
+                seconds=20,
+            )
+            work.wait_for_answers(1)
+
+    answered = [one for one in work.operations() if not one.raised]
+    assert len(answered) > 20
+    assert all("Error(" in one.error for one in work.operations() if one.raised)
