@@ -7,17 +7,12 @@ Users, passwords and rights, on real servers: set up by the commands of
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
-import os
-import re
-import subprocess
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from torch.distributed import DistStoreError
@@ -41,54 +36,17 @@ from etcd_rendezvous._credentials import (
     USER_VARIABLE,
 )
 from support import etcds
+from support.users import (
+    PASSWORD,
+    USER,
+    as_root,
+    switch_authentication_on,
+    switch_v2_authentication_on,
+)
 
 pytestmark = pytest.mark.torch
 
-PAGE = Path(__file__).parents[2] / "docs" / "security.md"
-USER, PASSWORD, ROOT_PASSWORD = "trainer", "xyzzy-42-ü", "the-root-of-it"
 PREFIX = "/torch/elastic/rendezvous"
-
-
-@functools.cache
-def commands(*, v2):
-    """
-    Return the page's commands for one of the APIs, with passwords put in.
-    """
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
-    )
-    (block,) = [
-        block
-        for block in blocks
-        if "auth enable" in block and ("ETCDCTL_API=2" in block) == v2
-    ]
-    return block.replace("ROOT_PASSWORD", ROOT_PASSWORD).replace("PASSWORD", PASSWORD)
-
-
-def etcdctl(endpoint, command, *, v2=False):
-    """
-    Run commands with etcdctl; that of the packaged etcd knows v2, too.
-    """
-    binary = etcds.packaged("etcdctl") if v2 else etcds.etcdctl()
-    env = {name: text for name, text in os.environ.items() if name[:4] != "ETCD"}
-    env["PATH"] = f"{Path(binary).parent}{os.pathsep}{env['PATH']}"
-    # The two APIs read different variables.
-    env["ETCDCTL_ENDPOINT" if v2 else "ETCDCTL_ENDPOINTS"] = f"http://{endpoint}"
-    done = subprocess.run(
-        ["bash", "-euc", command],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-
-
-def as_root(endpoint, command):
-    etcdctl(endpoint, f"etcdctl --user 'root:{ROOT_PASSWORD}' {command}")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +55,7 @@ def guarded(etcd_binary):
     The endpoint of a server that authenticates: each version in turn.
     """
     with EtcdServer(binary=etcd_binary) as server:
-        etcdctl(server.get_endpoint(), commands(v2=False))
+        switch_authentication_on(server.get_endpoint())
         yield server.get_endpoint()
 
 
@@ -107,7 +65,7 @@ def guarded_v2(v2_binary):
     The endpoint of a server that authenticates on v2: each version that has it in turn.
     """
     with EtcdServer(binary=v2_binary) as server:
-        etcdctl(server.get_endpoint(), commands(v2=True), v2=True)
+        switch_v2_authentication_on(server.get_endpoint())
         yield server.get_endpoint()
 
 
@@ -119,7 +77,7 @@ def own_guarded(make_server):
 
     def make(*arguments, **kwargs):
         server = make_server(extra_args=arguments, **kwargs)
-        etcdctl(server.get_endpoint(), commands(v2=False))
+        switch_authentication_on(server.get_endpoint())
         return server
 
     return make
@@ -385,7 +343,7 @@ def test_authentication_that_is_switched(make_server, run_id, as_user):
     endpoint = make_server().get_endpoint()
     backend, store = create_backend(parameters(endpoint, run_id))
     token = backend.set_state(b"one")[1]
-    etcdctl(endpoint, commands(v2=False))
+    switch_authentication_on(endpoint)
     token = backend.set_state(b"two", token)[1]
     assert store.add("n", 1) == 1
 
@@ -470,7 +428,7 @@ def test_users_of_v3_where_v2_is_asked_for(v2_binary, run_id, monkeypatch):
     monkeypatch.setenv(USER_VARIABLE, "somebody")
     monkeypatch.setenv(PASSWORD_VARIABLE, "else")
     with EtcdServer(binary=v2_binary) as server:
-        etcdctl(server.get_endpoint(), commands(v2=False))
+        switch_authentication_on(server.get_endpoint())
         backend, _ = create_backend(
             parameters(server.get_endpoint(), run_id, "etcd-v2")
         )
@@ -520,7 +478,7 @@ def test_no_secret_is_shown(
         server = own_guarded("--auth-token-ttl=1")
     else:
         server = make_server(binary=newest_v2_binary)
-        etcdctl(server.get_endpoint(), commands(v2=True), v2=True)
+        switch_v2_authentication_on(server.get_endpoint())
     monkeypatch.setenv(USER_VARIABLE, USER)
     if way == "file":
         (tmp_path / "it").write_text(PASSWORD, "utf-8")

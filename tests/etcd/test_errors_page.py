@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import pytest
-import trustme
 from torch.distributed import DistStoreError
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
@@ -40,10 +39,11 @@ from etcd_rendezvous import (
     create_backend,
     create_handler,
 )
-from support import etcds
+from support import etcds, users
 from support.oldgateway import old_gateway
 from support.quota import SMALL_QUOTA, use_up
 from support.scripted import ScriptedServer, close, raw, refused_endpoint, reply
+from support.security import Authority, switch_authentication_on
 from support.torchrun import clean_environment
 
 pytestmark = pytest.mark.torch
@@ -57,6 +57,7 @@ PLACEHOLDERS = {
     "PATH": r"\S+",
     "TEXT": r".+",
     "JOB": r"\S+",
+    "USER": r"\w+",
     "S": r"[\d.]+",
     "N": r"\d+",
 }
@@ -106,12 +107,15 @@ class Trouble:
     Ways to get into each trouble; each returns what was said.
     """
 
-    def __init__(self, stack, make_server, without_v2, tmp_path, caplog, run_id):
+    def __init__(
+        self, stack, make_server, without_v2, tmp_path, caplog, monkeypatch, run_id
+    ):
         self.stack = stack
         self.make_server = make_server
         self.without_v2 = without_v2
         self.folder = tmp_path
         self.caplog = caplog
+        self.patch = monkeypatch
         self.run_id = run_id
 
     # -- helpers
@@ -146,14 +150,9 @@ class Trouble:
         return str(caught.value.__cause__)
 
     def secured(self):
-        authority = trustme.CA()
-        certificate = authority.issue_cert("localhost", "127.0.0.1")
-        cert, key = self.folder / "cert.pem", self.folder / "key.pem"
-        certificate.cert_chain_pems[0].write_to_path(cert)
-        certificate.private_key_pem.write_to_path(key)
-        return self.make_server(
-            extra_args=[f"--cert-file={cert}", f"--key-file={key}"]
-        ).get_endpoint()
+        # Without --client-cert-auth.
+        arguments = Authority(self.folder).server_arguments[:2]
+        return self.make_server(extra_args=arguments).get_endpoint()
 
     def other_python(self, code, *arguments, **package):
         """
@@ -414,6 +413,83 @@ class Trouble:
         )
         return done.stderr.splitlines()[-1].partition("Error: ")[2]
 
+    # -- users and rights
+
+    def user(self, password=users.PASSWORD):
+        self.patch.setenv("ETCD_RENDEZVOUS_USER", users.USER)
+        self.patch.setenv("ETCD_RENDEZVOUS_PASSWORD", password)
+        return self
+
+    def guarded(self):
+        endpoint = self.make_server().get_endpoint()
+        users.switch_authentication_on(endpoint)
+        return endpoint
+
+    def guarded_v2(self, **config):
+        server = self.make_server(binary=etcds.v2_binaries()[-1].path)
+        users.switch_v2_authentication_on(server.get_endpoint())
+        backend, _ = create_backend(
+            self.parameters(server.get_endpoint(), "etcd-v2", **config)
+        )
+        with pytest.raises(RendezvousConnectionError) as caught:
+            backend.get_state()
+        return str(caught.value.__cause__)
+
+    @into("etcd wants a user, and none is named")
+    def no_user(self):
+        return self.refused(self.guarded())
+
+    @into("A wrong password, or no such user")
+    def wrong_password(self):
+        return self.user("another").refused(self.guarded())
+
+    @into("The user lacks a right")
+    def no_right(self):
+        return self.user().refused(self.guarded(), key_prefix="/other")
+
+    @into("Password or right on v2")
+    def wrong_password_on_v2(self):
+        return self.user("another").guarded_v2()
+
+    @into("v2 wants a user, and none is named")
+    def no_user_on_v2(self):
+        return self.guarded_v2()
+
+    @into("A client's certificate with a CommonName")
+    def common_name(self):
+        authority = Authority(self.folder)
+        endpoint = self.make_server(
+            extra_args=authority.server_arguments
+        ).get_endpoint()
+        root = authority.security.as_user(users.USER, users.PASSWORD)
+        switch_authentication_on(endpoint, root)
+        client = authority.with_common_name("trainer")
+        return self.user().refused(endpoint, **client.rdzv_conf())
+
+    @into("A user without a password")
+    def no_password(self):
+        with pytest.raises(ValueError, match="no password") as caught:
+            create_backend(self.parameters("localhost", user="trainer"))
+        return str(caught.value)
+
+    @into("A password among the settings")
+    def password_setting(self):
+        with pytest.raises(ValueError, match="refused") as caught:
+            create_backend(self.parameters("localhost", password="xyzzy-42"))
+        return str(caught.value)
+
+    @into("etcd does not authenticate")
+    def not_authenticated(self):
+        self.user()
+        create_backend(self.parameters(self.make_server().get_endpoint()))
+        return self.warned()
+
+    @into("A password over plain http")
+    def clear_text(self):
+        with pytest.raises(RendezvousConnectionError):
+            create_backend(self.user().parameters("no-such-host.invalid"))
+        return self.warned()
+
     # -- settings and run ids
 
     @into("A setting that there isn't")
@@ -479,17 +555,25 @@ def _without_power_over_files():
 
 
 @pytest.fixture
-def trouble(make_server, server_without_v2, tmp_path, caplog, run_id):
+def trouble(make_server, server_without_v2, tmp_path, caplog, monkeypatch, run_id):
     caplog.set_level(logging.WARNING, "etcd_rendezvous")
     with contextlib.ExitStack() as stack:
-        yield Trouble(stack, make_server, server_without_v2, tmp_path, caplog, run_id)
+        yield Trouble(
+            stack,
+            make_server,
+            server_without_v2,
+            tmp_path,
+            caplog,
+            monkeypatch,
+            run_id,
+        )
 
 
 def test_every_row_is_tried():
     """
     There is a way into each trouble of the page.
     """
-    assert len(rows()) == PAGE.read_text().count("\n| ") - 6  # the heads of the tables
+    assert len(rows()) == PAGE.read_text().count("\n| ") - 7  # the heads of the tables
     assert set(TROUBLES) == set(rows())
 
 
