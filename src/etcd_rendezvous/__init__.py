@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ._errors import (
         EtcdConnectionError,
         EtcdError,
+        EtcdLimitError,
         EtcdOutcomeUnknownError,
         EtcdProtocolError,
         EtcdReplyError,
@@ -38,6 +39,7 @@ __all__ = [
     "EtcdCluster",
     "EtcdConnectionError",
     "EtcdError",
+    "EtcdLimitError",
     "EtcdOutcomeUnknownError",
     "EtcdProtocolError",
     "EtcdRendezvousBackend",

@@ -23,12 +23,13 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     RendezvousBackend,
 )
 
-from ._errors import EtcdError
-from ._kv import StateKey, Stored, state_key
+from ._errors import EtcdError, EtcdLimitError
+from ._kv import StateKey, Stored, Swap, state_key
+from ._limits import concerns_size, refuse_over
 from ._locks import held
 from ._log import SlowBeat, log
-from ._params import DEFAULT_CLOSED_TTL, DEFAULT_STATE_TTL
-from ._state import is_closed
+from ._params import DEFAULT_CLOSED_TTL, DEFAULT_REQUEST_LIMIT, DEFAULT_STATE_TTL
+from ._state import count_nodes, is_closed
 
 __all__ = ["EtcdRendezvousBackend"]
 
@@ -102,6 +103,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
             since the lease is not renewed at each write.
         closed_ttl: The same for the state of a closed rendezvous, where the
             handler says that it is one (this library's does). Ours.
+        request_limit: The most bytes of a request, etcd's ``--max-request-bytes``: a
+            larger state is refused, and not sent (v3). Ours.
         name: The name to go by; None for ``etcd-v2`` or ``etcd-v3``, by the API.
             Ours.
 
@@ -121,6 +124,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         ttl: int | None = None,
         *,
         closed_ttl: int = DEFAULT_CLOSED_TTL,
+        request_limit: int = DEFAULT_REQUEST_LIMIT,
         name: str | None = None,
     ) -> None:
         if not run_id:
@@ -130,6 +134,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._key = self._kv.state_key(key_prefix, run_id)
         self._ttl = ttl if ttl and ttl > 0 else self._DEFAULT_TTL
         self._closed_ttl = closed_ttl
+        self._request_limit = request_limit
         self._name = name or f"etcd-{self._kv.api}"
         self._known: _Known | None = None
         self._store_revision = 0
@@ -217,8 +222,9 @@ class EtcdRendezvousBackend(RendezvousBackend):
             was written, and its token may already be old.
 
         Raises:
-            RendezvousConnectionError: etcd can't be reached, or refuses. Whether the
-                state was written is unknown then, if requests were sent.
+            RendezvousConnectionError: etcd can't be reached, or refuses, or would
+                refuse so large a state. Whether the state was written is unknown then,
+                if requests were sent.
             RendezvousStateError: What is stored is not base64 text.
         """
         with self._translated("set_state"):
@@ -234,9 +240,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
             with held(self._swap_lock, left, f"swap the key '{self._key}'"):
                 timeout = max(deadline - time.monotonic(), 0.0)
                 before = self._store_revision
-                swap = self._kv.swap(
-                    self._key, b64encode(state), expected, ttl, timeout
-                )
+                swap = self._swap(state, expected, ttl, timeout)
                 self._note_revision(swap.store_revision, before)
             if swap.won and swap.stored is not None:
                 return *self._remember(swap.stored), True
@@ -253,6 +257,24 @@ class EtcdRendezvousBackend(RendezvousBackend):
             self._known = None
             found = self._read(max(deadline - time.monotonic(), 0.0))
             return (*found, False) if found else None
+
+    def _swap(self, state: bytes, expected: int, ttl: int, timeout: float) -> Swap:
+        """
+        Swap the state; if it is too large, say how many nodes it holds.
+        """
+        raw = b64encode(state)
+        try:
+            # v2 has a limit of its own, which can't be raised.
+            if self._kv.api == "v3":
+                refuse_over(self._request_limit, self._key, raw)
+            return self._kv.swap(self._key, raw, expected, ttl, timeout)
+        except EtcdLimitError as error:
+            nodes = count_nodes(state) if concerns_size(error) else None
+            if nodes is None:
+                raise
+            raise EtcdLimitError(
+                f"{error} The state holds {nodes} node(s).", error.code, error.text
+            ) from error
 
     # What the handler knows, and a bare backend does not look for: see design of
     # `closed_ttl`.

@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = [
     "EtcdConnectionError",
     "EtcdError",
+    "EtcdLimitError",
     "EtcdOutcomeUnknownError",
     "EtcdProtocolError",
     "EtcdReplyError",
@@ -64,6 +65,15 @@ class EtcdReplyError(EtcdError):
 
     def __reduce__(self) -> tuple[type[EtcdReplyError], tuple[str, int, str]]:
         return type(self), (str(self), self.code, self.text)
+
+
+class EtcdLimitError(EtcdReplyError):
+    """
+    Raised when a request, a reply or all of the data is larger than etcd allows.
+
+    Trying again won't help; the message names the remedy. A state that is known to be
+    too large is refused in etcd's stead, and not sent.
+    """
 
 
 class EtcdOutcomeUnknownError(EtcdError):

@@ -71,8 +71,9 @@ def create_backend(
     ``ssl_cert``, ``ssl_cert_key``, ``ca_cert``; without an endpoint it is
     ``localhost:2379``. Ours are ``connect_timeout`` (3 s), ``startup_timeout`` (0 s:
     an etcd that is not there is an error at once), ``key_prefix``
-    (``/torch/elastic/rendezvous``), ``ttl`` (7200 s), ``closed_ttl`` (60 s) and an
-    endpoint that may be a list. ``read_timeout`` is the total for an operation.
+    (``/torch/elastic/rendezvous``), ``ttl`` (7200 s), ``closed_ttl`` (60 s),
+    ``request_limit`` (1.5 MiB, etcd's own) and an endpoint that may be a list.
+    ``read_timeout`` is the total for an operation.
 
     Which API is spoken depends on ``params.backend`` and on the server's own answer,
     never on a failure: ``etcd-v3`` (and ``etcd-rendezvous-v3``) v3; ``etcd-auto``
@@ -196,6 +197,7 @@ def _create(
         settings.key_prefix,
         settings.ttl,
         closed_ttl=settings.closed_ttl,
+        request_limit=settings.request_limit,
         name=TORCH_NAME if params.backend == TORCH_NAME else None,
     )
     if api == "v2":

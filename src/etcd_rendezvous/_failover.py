@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from ._errors import EtcdConnectionError, EtcdError, EtcdProtocolError, EtcdReplyError
+from ._errors import (
+    EtcdConnectionError,
+    EtcdError,
+    EtcdLimitError,
+    EtcdProtocolError,
+    EtcdReplyError,
+)
+from ._limits import remedy_of
 from ._params import Endpoint
 from ._v3 import retry
 
@@ -124,8 +131,9 @@ class Failover:
 
         Raises:
             EtcdConnectionError: No endpoint answered.
+            EtcdLimitError: It is over a limit of etcd's.
             EtcdProtocolError: Something answered that is not the API asked for.
-            EtcdReplyError: etcd answered with an error.
+            EtcdReplyError: etcd answered with another error.
         """
         started = self._clock()
         deadline = started + timeout
@@ -207,9 +215,12 @@ class Failover:
         where = str(endpoint)
         if tries > 1 and len(self.endpoints) > 1:
             where = ", ".join(map(str, self.endpoints))
+        final = trouble.failure is retry.Failure.FINAL and not trouble.not_etcd
+        remedy = remedy_of(trouble.reason) if final else None
+        reason = f"{trouble.reason}; {remedy}" if remedy else trouble.reason
         often = "1 try" if tries == 1 else f"{tries} tries"
         message = (
-            f"Could not {what} at {where}: {trouble.reason} "
+            f"Could not {what} at {where}: {reason} "
             f"({often} in {self._clock() - started:.1f} s)."
         )
         if maybe_applied:
@@ -218,6 +229,7 @@ class Failover:
             error = EtcdProtocolError(message)
             error.api_missing = trouble.api_missing
             return error
-        if trouble.failure is retry.Failure.FINAL:
-            return EtcdReplyError(message, trouble.code, trouble.reason)
+        if final:
+            kind = EtcdLimitError if remedy else EtcdReplyError
+            return kind(message, trouble.code, trouble.reason)
         return EtcdConnectionError(message)

@@ -33,6 +33,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
+from ._errors import EtcdLimitError
 from ._guard import GuardedBackend
 from ._log import BEAT_SECONDS, SlowBeat, log
 from ._params import HANDLER_SETTINGS
@@ -154,7 +155,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             RendezvousClosedError: The rendezvous is closed; says when its run id is
                 free again.
             RendezvousConnectionError: etcd could not be reached until the join
-                time-out.
+                time-out; or, at once, a limit of etcd's is reached.
             RendezvousStateError: The state is corrupt.
             RendezvousTimeoutError: The round did not complete in time.
         """
@@ -179,7 +180,12 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
                             ) from error
                         self._say_away(str(error))
                         time.sleep(_RETRY_SECONDS)
-                    except DistStoreError:
+                    except DistStoreError as error:
+                        if isinstance(error.__cause__, EtcdLimitError):
+                            log.error("%s", error.__cause__)
+                            raise RendezvousConnectionError(
+                                CONNECTION_FAILED
+                            ) from error.__cause__
                         if time.monotonic() >= deadline:
                             raise
                         log.warning(
@@ -276,7 +282,11 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             self._last_waiting = len(self._state_holder.state.wait_list)
         except RendezvousConnectionError as error:
             self._poll_again_at = time.monotonic() + POLL_AGAIN_SECONDS
-            self._say_away(str(error.__cause__ or error))
+            refuses = isinstance(error.__cause__, EtcdLimitError)
+            self._say_away(
+                str(error.__cause__ or error),
+                "etcd refuses to write" if refuses else "etcd is away",
+            )
         finally:
             self._heartbeat_lock.release()
         return self._last_waiting
@@ -287,9 +297,9 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         where = getattr(client, "last_endpoint", getattr(client, "base_uri", "etcd"))
         return str(where)
 
-    def _say_away(self, reason: str) -> None:
+    def _say_away(self, reason: str, what: str = "etcd is away") -> None:
         self._beat.warn(
-            f"etcd is away; the running round of '{self.settings.run_id}' goes on, "
+            f"{what}; the running round of '{self.settings.run_id}' goes on, "
             f"but no node can join or leave: {reason}"
         )
 
@@ -385,7 +395,7 @@ class StateHolder(_BackendRendezvousStateHolder):
 
         Raises:
             RendezvousConnectionError: etcd can't be reached; while joining, not
-                until the join time-out.
+                until the join time-out, but at once if a limit of etcd's is reached.
             RendezvousStateError: The state is corrupt.
         """
         while True:
@@ -397,6 +407,10 @@ class StateHolder(_BackendRendezvousStateHolder):
             except RendezvousConnectionError as error:
                 self._was_away = True
                 if self._join_until is None or self._clock() >= self._join_until:
+                    raise
+                if isinstance(error.__cause__, EtcdLimitError):
+                    # Waiting won't help.
+                    log.error("%s", error.__cause__)
                     raise
                 self._speak(f"etcd is away: {error.__cause__ or error}")
                 self._sleep(_RETRY_SECONDS)

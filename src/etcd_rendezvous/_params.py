@@ -31,6 +31,7 @@ DEFAULT_STORE_TTL_V2: Final = 24 * 60 * 60
 LEAST_TTL: Final = 2  # etcd's own
 DEFAULT_READ_TIMEOUT: Final = 60
 DEFAULT_CONNECT_TIMEOUT: Final = 3
+DEFAULT_REQUEST_LIMIT: Final = 1_572_864  # etcd's own, 1.5 MiB
 LAUNCHER_TIMEOUT: Final = 900
 
 # What torch's DynamicRendezvousHandler reads (2.9 to 2.14). The caller says what the
@@ -71,9 +72,10 @@ _OUR_SETTINGS: Final = frozenset(
         "ttl",
         "closed_ttl",
         "store_ttl",
+        "request_limit",
     }
 )
-_COUNTS: Final = frozenset({"keep_alive_max_attempt"})  # no seconds
+_COUNTS: Final = frozenset({"keep_alive_max_attempt", "request_limit"})  # no seconds
 _SECRETS: Final = frozenset({"password", "passwd", "token"})
 
 _LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -136,6 +138,7 @@ class Settings:
         store_ttl: The seconds after which the store's keys go away: on v3 from the
             end of the run's last process, on v2 from a key's own last write. None for
             the API's default.
+        request_limit: The most bytes of a request that writes the state (v3).
         notes: Sentences worth a warning, each said once.
     """
 
@@ -149,6 +152,7 @@ class Settings:
     ttl: int = DEFAULT_STATE_TTL
     closed_ttl: int = DEFAULT_CLOSED_TTL
     store_ttl: int | None = None
+    request_limit: int = DEFAULT_REQUEST_LIMIT
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def in_words(self, api: str) -> str:
@@ -168,7 +172,9 @@ class Settings:
             "closed_ttl": self.closed_ttl,
             "store_ttl": self.store_ttl or default,
         }
+        limit = f"{self.request_limit} bytes" if api == "v3" else None
         texts = {
+            "request_limit": limit,
             "key_prefix": self.key_prefix,
             "ssl_cert": self.tls.cert,
             "ssl_cert_key": self.tls.key,
@@ -366,6 +372,7 @@ def parse_settings(
             if values.get("store_ttl") is None
             else _positive(values, "store_ttl", DEFAULT_STORE_TTL, least=LEAST_TTL)
         ),
+        request_limit=_positive(values, "request_limit", DEFAULT_REQUEST_LIMIT),
         notes=tuple(notes),
     )
 

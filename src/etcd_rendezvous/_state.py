@@ -16,7 +16,14 @@ from datetime import datetime, timedelta, timezone
 from io import BytesIO
 from typing import Any, Final
 
-__all__ = ["Node", "State", "StateRefusedError", "is_closed", "read_state"]
+__all__ = [
+    "Node",
+    "State",
+    "StateRefusedError",
+    "count_nodes",
+    "is_closed",
+    "read_state",
+]
 
 # In a pickle, the short text "closed" that follows a memo mark, then True.
 _CLOSED: Final = b"\x8c\x06closed\x94\x88"
@@ -158,6 +165,27 @@ def _are_nodes(found: set[Any]) -> bool:
         for parts in map(vars, found)
     }
     return kinds <= {(str, int, int)}
+
+
+def count_nodes(state: bytes) -> int | None:
+    """
+    Return how many nodes a state holds; None if it is not one of torch's handler.
+
+    Args:
+        state: The pickled state.
+    """
+    try:
+        found = read_state(state)
+    except StateRefusedError:
+        return None
+    return len(
+        {
+            *found.participants,
+            *found.wait_list,
+            *found.redundancy_list,
+            *found.last_heartbeats,
+        }
+    )
 
 
 def is_closed(state: bytes) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from torch.distributed import DistNetworkError, DistStoreError, Store
 
-from ._errors import EtcdError, EtcdReplyError, EtcdSettingError
+from ._errors import EtcdError, EtcdLimitError, EtcdSettingError
 from ._kv import StoreKeys, store_keys
 from ._params import LEAST_TTL
 
@@ -25,8 +25,6 @@ except ImportError:  # an older torch, which has no queues
 __all__ = ["EtcdStore", "EtcdStoreTimeoutError"]
 
 _MOST_NAMES_IN_A_MESSAGE: Final = 8
-# What etcd, or gRPC before it, says of a request beyond its limits.
-_TOO_LARGE: Final = ("request is too large", "message larger than max")
 
 
 class EtcdStoreTimeoutError(DistStoreError, LookupError):
@@ -51,7 +49,8 @@ class EtcdStore(Store):
     store's own is read at each call. :meth:`get`, :meth:`multi_get`, :meth:`wait`
     and :meth:`queue_pop` wait as long as that for keys; the other operations take at
     most the client's ``read_timeout``. An operation that etcd does not answer raises
-    ``torch.distributed.DistNetworkError``.
+    ``torch.distributed.DistNetworkError``; one that is over a limit of etcd's, of a
+    request or of all the data, raises ``torch.distributed.DistStoreError``.
 
     A :meth:`set` whose reply is lost is sent again: the last write wins. What adds,
     compares, appends, deletes, pushes or pops is applied exactly once on v3, and its
@@ -435,13 +434,8 @@ class _Translated:
         return None
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if isinstance(error, EtcdReplyError) and any(
-            words in error.text for words in _TOO_LARGE
-        ):
-            raise DistStoreError(
-                f"{error} Keys and values are limited by etcd's --max-request-bytes, "
-                "1.5 MiB by default."
-            ) from error
+        if isinstance(error, EtcdLimitError):
+            raise DistStoreError(str(error)) from error
         if isinstance(error, EtcdError):
             raise DistNetworkError(str(error)) from error
         if isinstance(error, ValueError):

@@ -9,13 +9,15 @@ import contextlib
 import ctypes
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-import trustme
+from torch.distributed import DistStoreError
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -23,6 +25,10 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStateError,
     RendezvousTimeoutError,
     etcd_rendezvous_backend,
+)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    _NodeDesc,
+    _RendezvousState,
 )
 
 import etcd
@@ -33,8 +39,11 @@ from etcd_rendezvous import (
     create_backend,
     create_handler,
 )
-from support import etcds
+from support import etcds, users
+from support.oldgateway import old_gateway
+from support.quota import SMALL_QUOTA, use_up
 from support.scripted import ScriptedServer, close, raw, refused_endpoint, reply
+from support.security import Authority, switch_authentication_on
 from support.torchrun import clean_environment
 
 pytestmark = pytest.mark.torch
@@ -48,6 +57,7 @@ PLACEHOLDERS = {
     "PATH": r"\S+",
     "TEXT": r".+",
     "JOB": r"\S+",
+    "USER": r"\w+",
     "S": r"[\d.]+",
     "N": r"\d+",
 }
@@ -97,12 +107,15 @@ class Trouble:
     Ways to get into each trouble; each returns what was said.
     """
 
-    def __init__(self, stack, make_server, without_v2, tmp_path, caplog, run_id):
+    def __init__(
+        self, stack, make_server, without_v2, tmp_path, caplog, monkeypatch, run_id
+    ):
         self.stack = stack
         self.make_server = make_server
         self.without_v2 = without_v2
         self.folder = tmp_path
         self.caplog = caplog
+        self.patch = monkeypatch
         self.run_id = run_id
 
     # -- helpers
@@ -137,14 +150,9 @@ class Trouble:
         return str(caught.value.__cause__)
 
     def secured(self):
-        authority = trustme.CA()
-        certificate = authority.issue_cert("localhost", "127.0.0.1")
-        cert, key = self.folder / "cert.pem", self.folder / "key.pem"
-        certificate.cert_chain_pems[0].write_to_path(cert)
-        certificate.private_key_pem.write_to_path(key)
-        return self.make_server(
-            extra_args=[f"--cert-file={cert}", f"--key-file={key}"]
-        ).get_endpoint()
+        # Without --client-cert-auth.
+        arguments = Authority(self.folder).server_arguments[:2]
+        return self.make_server(extra_args=arguments).get_endpoint()
 
     def other_python(self, code, *arguments, **package):
         """
@@ -247,6 +255,86 @@ class Trouble:
         assert isinstance(caught.value.__cause__, etcd.EtcdException)
         return str(caught.value.__cause__).strip()
 
+    # -- sizes
+
+    def too_large(self, endpoint, name="etcd-v3", nodes=20_000, **config):
+        backend, _ = create_backend(self.parameters(endpoint, name, **config))
+        state = _RendezvousState()
+        state.participants = {
+            _NodeDesc(f"node-{number}", 1, 0): number for number in range(nodes)
+        }
+        return self.refused_by(lambda: backend.set_state(pickle.dumps(state)))
+
+    def refused_by(self, call, kind=RendezvousConnectionError):
+        with pytest.raises(kind) as caught:
+            call()
+        return str(caught.value.__cause__)
+
+    def value_of(self, size, endpoint=None):
+        _, store = create_backend(
+            self.parameters(endpoint or self.make_server().get_endpoint())
+        )
+        return self.refused_by(lambda: store.set("key", b"x" * size), DistStoreError)
+
+    def without_room(self):
+        server = self.make_server(extra_args=[SMALL_QUOTA])
+        return server.get_endpoint()
+
+    @into("The state is larger than a request may be")
+    def large_state(self):
+        return self.too_large(self.make_server().get_endpoint(), nodes=50_000)
+
+    @into("`request_limit` is higher than etcd's own limit")
+    def high_limit(self):
+        server = self.make_server(extra_args=["--max-request-bytes=100000"])
+        return self.too_large(server.get_endpoint(), nodes=3000)
+
+    @into("A value of the store is larger than a request may be")
+    def large_value(self):
+        return self.value_of(1_600_000)
+
+    @into("A request of 2 MiB or more")
+    def very_large_value(self):
+        return self.value_of(2_200_000)
+
+    @into("v2, and a state of 10 MiB")
+    def large_state_of_v2(self):
+        return self.too_large(self.older_server(), "etcd-v2", nodes=400_000)
+
+    @into("A reply over 4 MiB, and an old gateway")
+    def large_reply(self):
+        server = self.make_server(extra_args=["--max-request-bytes=9000000"])
+        gateway = self.stack.enter_context(old_gateway(server.get_endpoint()))
+        _, store = create_backend(self.parameters(gateway.endpoint))
+        store.multi_set(["small", "key"], ["x", b"x" * 5_000_000])
+        return self.refused_by(
+            lambda: store.multi_get(["small", "key"]), DistStoreError
+        )
+
+    @into("etcd's quota is used up")
+    def quota(self):
+        endpoint = self.without_room()
+        backend, _ = create_backend(self.parameters(endpoint))
+        _, token, _ = backend.set_state(b"state")
+        use_up(endpoint)
+        return self.refused_by(lambda: backend.set_state(b"next", token))
+
+    @into("It happens while a job runs")
+    def quota_of_a_job(self):
+        endpoint = self.without_room()
+        handler = create_handler(
+            self.parameters(endpoint, most=1, keep_alive_interval=1)
+        )
+        handler.next_rendezvous()
+        use_up(endpoint)
+        deadline = time.monotonic() + 20
+        while "etcd_rendezvous" not in {one.name for one in self.caplog.records}:
+            assert time.monotonic() < deadline
+            assert handler.num_nodes_waiting() == 0
+            time.sleep(0.1)
+        handler._stop_heartbeats()
+        return self.warned()
+
     # -- what is installed
 
     @into("No python-etcd, and v2 is to be spoken")
@@ -325,6 +413,83 @@ class Trouble:
         )
         return done.stderr.splitlines()[-1].partition("Error: ")[2]
 
+    # -- users and rights
+
+    def user(self, password=users.PASSWORD):
+        self.patch.setenv("ETCD_RENDEZVOUS_USER", users.USER)
+        self.patch.setenv("ETCD_RENDEZVOUS_PASSWORD", password)
+        return self
+
+    def guarded(self):
+        endpoint = self.make_server().get_endpoint()
+        users.switch_authentication_on(endpoint)
+        return endpoint
+
+    def guarded_v2(self, **config):
+        server = self.make_server(binary=etcds.v2_binaries()[-1].path)
+        users.switch_v2_authentication_on(server.get_endpoint())
+        backend, _ = create_backend(
+            self.parameters(server.get_endpoint(), "etcd-v2", **config)
+        )
+        with pytest.raises(RendezvousConnectionError) as caught:
+            backend.get_state()
+        return str(caught.value.__cause__)
+
+    @into("etcd wants a user, and none is named")
+    def no_user(self):
+        return self.refused(self.guarded())
+
+    @into("A wrong password, or no such user")
+    def wrong_password(self):
+        return self.user("another").refused(self.guarded())
+
+    @into("The user lacks a right")
+    def no_right(self):
+        return self.user().refused(self.guarded(), key_prefix="/other")
+
+    @into("Password or right on v2")
+    def wrong_password_on_v2(self):
+        return self.user("another").guarded_v2()
+
+    @into("v2 wants a user, and none is named")
+    def no_user_on_v2(self):
+        return self.guarded_v2()
+
+    @into("A client's certificate with a CommonName")
+    def common_name(self):
+        authority = Authority(self.folder)
+        endpoint = self.make_server(
+            extra_args=authority.server_arguments
+        ).get_endpoint()
+        root = authority.security.as_user(users.USER, users.PASSWORD)
+        switch_authentication_on(endpoint, root)
+        client = authority.with_common_name("trainer")
+        return self.user().refused(endpoint, **client.rdzv_conf())
+
+    @into("A user without a password")
+    def no_password(self):
+        with pytest.raises(ValueError, match="no password") as caught:
+            create_backend(self.parameters("localhost", user="trainer"))
+        return str(caught.value)
+
+    @into("A password among the settings")
+    def password_setting(self):
+        with pytest.raises(ValueError, match="refused") as caught:
+            create_backend(self.parameters("localhost", password="xyzzy-42"))
+        return str(caught.value)
+
+    @into("etcd does not authenticate")
+    def not_authenticated(self):
+        self.user()
+        create_backend(self.parameters(self.make_server().get_endpoint()))
+        return self.warned()
+
+    @into("A password over plain http")
+    def clear_text(self):
+        with pytest.raises(RendezvousConnectionError):
+            create_backend(self.user().parameters("no-such-host.invalid"))
+        return self.warned()
+
     # -- settings and run ids
 
     @into("A setting that there isn't")
@@ -390,17 +555,25 @@ def _without_power_over_files():
 
 
 @pytest.fixture
-def trouble(make_server, server_without_v2, tmp_path, caplog, run_id):
+def trouble(make_server, server_without_v2, tmp_path, caplog, monkeypatch, run_id):
     caplog.set_level(logging.WARNING, "etcd_rendezvous")
     with contextlib.ExitStack() as stack:
-        yield Trouble(stack, make_server, server_without_v2, tmp_path, caplog, run_id)
+        yield Trouble(
+            stack,
+            make_server,
+            server_without_v2,
+            tmp_path,
+            caplog,
+            monkeypatch,
+            run_id,
+        )
 
 
 def test_every_row_is_tried():
     """
     There is a way into each trouble of the page.
     """
-    assert len(rows()) == PAGE.read_text().count("\n| ") - 5  # the heads of the tables
+    assert len(rows()) == PAGE.read_text().count("\n| ") - 7  # the heads of the tables
     assert set(TROUBLES) == set(rows())
 
 

@@ -124,7 +124,7 @@ def test_layout(keys, newest_v2, run_id):
         path = f"/{run_id}/store/{base64.b64encode(name).decode()}"
         assert base64.b64encode(value).decode() == newest_v2.read(path)
         assert TTL - 10 < newest_v2.seconds_left(path) <= TTL
-    folder = newest_v2.client().read(f"/{run_id}/store.queues/cS8x")
+    folder = newest_v2.client().read(f"/{run_id}/store/_queues/cS8x")
     (node,) = folder.children
     assert base64.b64decode(node.value) == b"first"
     assert TTL - 10 < node.ttl <= TTL
@@ -441,7 +441,7 @@ def test_pushed_again_after_the_mark_is_gone(
 
     def forget():
         client = newest_v2.client()
-        (node,) = client.read(f"/{run_id}/store.queues/cQ==").children
+        (node,) = client.read(f"/{run_id}/store/_queues/cQ==").children
         client.delete(node.key)
 
     with (
@@ -532,7 +532,7 @@ def test_a_value_that_was_taken_goes_away(keys, newest_v2, run_id):
     """
     keys.push(b"q", b"1", 10)
     keys.pop(b"q", 10, 0)
-    (left,) = newest_v2.client().read(f"/{run_id}/store.queues/cQ==").children
+    (left,) = newest_v2.client().read(f"/{run_id}/store/_queues/cQ==").children
 
     assert 0 < left.ttl <= 30
     assert keys.length(b"q", 10) == 0

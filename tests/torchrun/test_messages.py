@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 
 import pytest
-import trustme
 
 from support import etcds
 from support.scripted import ScriptedServer, reply
+from support.security import Authority
 from support.state import addresses, read_state
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
@@ -106,12 +106,8 @@ def test_http_for_an_etcd_that_wants_https(make_job, make_server, tmp_path):
     """
     Said at once, with the setting that mends it.
     """
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost", "127.0.0.1")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    certificate.cert_chain_pems[0].write_to_path(cert)
-    certificate.private_key_pem.write_to_path(key)
-    server = make_server(extra_args=[f"--cert-file={cert}", f"--key-file={key}"])
+    # Without --client-cert-auth.
+    server = make_server(extra_args=Authority(tmp_path).server_arguments[:2])
     job = make_job(server, conf=AT_ONCE, nnodes="1")
 
     refuse(job, "Could not", server.get_endpoint(), "protocol=https")

@@ -45,10 +45,11 @@ def test_what_they_are_besides():
 
 def test_apart():
     """
-    No kind is a kind of another, but of the root and of a local server's errors.
+    No kind is a kind of another, but of the root, of etcd's replies and of a local
+    server's errors.
     """
     kinds = [kind for kind in ERRORS if kind is not _errors.EtcdError]
-    roots = {_errors.EtcdServerError}
+    roots = {_errors.EtcdReplyError, _errors.EtcdServerError}
 
     assert [] == [
         (one, other)
@@ -71,7 +72,9 @@ def test_picklable(kind, again):
     assert vars(error) == vars(other)
 
 
-@pytest.mark.parametrize("kind", [_errors.EtcdReplyError, LeaseNotFoundError])
+@pytest.mark.parametrize(
+    "kind", [_errors.EtcdReplyError, _errors.EtcdLimitError, LeaseNotFoundError]
+)
 def test_a_reply_is_picklable(kind):
     """
     So are the code and the words of etcd's answer.

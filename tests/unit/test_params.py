@@ -350,6 +350,7 @@ def test_defaults():
         key_prefix="/torch/elastic/rendezvous",
         ttl=7200,
         closed_ttl=60,
+        request_limit=1_572_864,
     )
 
     assert expected == parse()
@@ -373,6 +374,7 @@ def test_all_settings(tmp_path):
         key_prefix="/jobs/mine",
         ttl=13,
         closed_ttl=14,
+        request_limit=15,
     )
     found = parse(
         "host:1",
@@ -383,6 +385,7 @@ def test_all_settings(tmp_path):
         key_prefix="jobs/mine/",
         ttl="13",
         closed_ttl=14,
+        request_limit="15",
         **paths,
     )
 
@@ -443,6 +446,18 @@ def test_too_small(name, least):
     assert least == getattr(parse(**{name: str(least)}), name)
     assert f"The setting '{name}' must be {least} s or more, not {least - 1} s." == (
         refusal(parse, **{name: str(least - 1)})
+    )
+
+
+def test_request_limit():
+    """
+    The limit of a request is a whole number of bytes, and at least one.
+    """
+    assert "The setting 'request_limit' must be a whole number, not '1.5 MiB'." == (
+        refusal(parse, request_limit="1.5 MiB")
+    )
+    assert "The setting 'request_limit' must be 1 or more, not 0." == (
+        refusal(parse, request_limit=0)
     )
 
 
@@ -673,7 +688,10 @@ def test_values_in_words():
         "closed_ttl=7 s, store_ttl=86400 s, key_prefix=/torch/elastic/rendezvous, "
         f"ca_cert={__file__}"
     ) == words
-    assert "store_ttl=7200 s" in parse().in_words("v3")
+    assert (
+        "store_ttl=7200 s, request_limit=1572864 bytes, key_prefix="
+        in parse().in_words("v3")
+    )
 
 
 @pytest.mark.parametrize(
@@ -710,6 +728,8 @@ def test_timeout(config, warned):
         ("cacert_", "cacert"),
         ("jointimeout", "join_timeout"),
         ("tll", "ttl"),
+        ("request_limits", "request_limit"),
+        ("max_request_bytes", "request_limit"),
         ("JOIN_TIMEOUT", "join_timeout"),
     ],
 )
@@ -758,6 +778,7 @@ KNOWN = [
     "key_prefix",
     "ttl",
     "closed_ttl",
+    "request_limit",
     "cert",
     "etcd_prefix",
     "is_host",
@@ -797,6 +818,7 @@ def test_any_settings(config, endpoint):
     assert found.connect_timeout >= 1
     assert found.startup_timeout >= 0
     assert min(found.ttl, found.closed_ttl) >= 2
+    assert found.request_limit >= 1
     assert found.key_prefix.startswith("/")
     assert not found.key_prefix.endswith("/")
 

@@ -271,6 +271,7 @@ def test_defaults():
             str(_params.DEFAULT_STORE_TTL),
             str(_params.DEFAULT_STORE_TTL_V2),
         ],
+        "request_limit": [str(parsed.request_limit)],
     }
     said = {name: names_in(row[2]) for name, row in parsed_rows().items()}
     del said["etcd-v2"]

@@ -283,8 +283,11 @@ class V2StoreKeys:
     def _queue(self, queue: bytes) -> str:
         """
         Return the directory of a queue, without a slash at its end.
+
+        It is below torch's path, so that a right on that suffices, and v2 hides what
+        begins with a ``_`` from those who list the keys.
         """
-        return f"{self._directory.rstrip('/')}.queues/{encode_name(queue)}"
+        return f"{self._directory.rstrip('/')}/_queues/{encode_name(queue)}"
 
 
 def _untaken(nodes: Sequence[etcd.EtcdResult]) -> list[etcd.EtcdResult]:

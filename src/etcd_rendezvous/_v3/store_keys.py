@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from .._errors import (
     EtcdConnectionError,
     EtcdError,
+    EtcdLimitError,
     EtcdOutcomeUnknownError,
     EtcdReplyError,
 )
@@ -103,22 +104,33 @@ class V3StoreKeys:
         deadline = self._clock() + timeout
         found: list[bytes | None] = []
         for batch in _batches([self._directory + name for name in names]):
-            if len(batch) == 1:
-                entry = self._entry(batch[0], deadline)
-                found.append(values.decode(entry) if entry else None)
-                continue
+            found += self._read(batch, deadline)
+        return found
+
+    def _read(self, keys: list[bytes], deadline: float) -> list[bytes | None]:
+        """
+        Read keys in one transaction, or in two where etcd can't do it in one.
+        """
+        if len(keys) == 1:
+            entry = self._entry(keys[0], deadline)
+            return [values.decode(entry) if entry else None]
+        try:
             reply = self._client.txn(
                 [],
-                [wire.op_range(wire.range_message(key)) for key in batch],
-                what=f"read {len(batch)} keys in {self._shown}",
+                [wire.op_range(wire.range_message(key)) for key in keys],
+                what=f"read {len(keys)} keys in {self._shown}",
                 timeout=self._left(deadline),
                 writes=False,
             )
-            found.extend(
-                values.decode(one.entries[0]) if one.entries else None
-                for one in reply.ranges
-            )
-        return found
+        except EtcdLimitError:
+            # The reply is too large for the gateway; or it is an etcd that, with its
+            # quota used up, refuses even transactions that only read.
+            half = len(keys) // 2
+            return self._read(keys[:half], deadline) + self._read(keys[half:], deadline)
+        return [
+            values.decode(one.entries[0]) if one.entries else None
+            for one in reply.ranges
+        ]
 
     def names(self, timeout: float) -> list[bytes]:
         """

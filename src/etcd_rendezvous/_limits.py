@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+etcd's limits: which of them its words are about, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ._errors import EtcdLimitError
+
+__all__ = ["concerns_size", "refuse_over", "remedy_of"]
+
+_QUOTA: Final = "database space exceeded"
+_OF_REQUESTS: Final = (
+    "etcd's limit is --max-request-bytes, 1.5 MiB by default: raise it on every "
+    "member, or write less at once"
+)
+# By what etcd, or gRPC before it, says; the first that fits.
+_REMEDIES: Final = {
+    _QUOTA: "etcd's quota is used up: compact and defragment every member, or raise "
+    "--quota-backend-bytes, then run 'etcdctl alarm disarm'",
+    "request is too large": _OF_REQUESTS,
+    # What the gateway receives as gRPC's client; it is the default there.
+    "vs. 4194304)": "the gateway of an etcd before 3.4.17 passes on no reply over "
+    "4 MiB: update etcd, or store less in one key",
+    "received message larger than max": _OF_REQUESTS,
+    "POST too large": "etcd's v2 takes 10 MiB at most: write less at once, or use "
+    "etcd-v3",
+}
+_INVALID_ARGUMENT: Final = 3  # the code of "request is too large"
+
+
+def remedy_of(text: str) -> str | None:
+    """
+    Return what to do about a limit of etcd's.
+
+    Args:
+        text: etcd's words.
+
+    Returns:
+        The remedy; None if the words are not about a limit.
+    """
+    return next((remedy for words, remedy in _REMEDIES.items() if words in text), None)
+
+
+def concerns_size(error: EtcdLimitError) -> bool:
+    """
+    Say whether it is about the size of one request or reply, not about all there is.
+    """
+    return _QUOTA not in error.text
+
+
+def refuse_over(limit: int, key: str, value: bytes) -> None:
+    """
+    Refuse a write whose request would surely be over a limit.
+
+    A request takes a few hundred bytes besides: of one that is just below the limit
+    etcd itself says that it is too large.
+
+    Args:
+        limit: The most bytes of a request.
+        key: The key.
+        value: The value.
+
+    Raises:
+        EtcdLimitError: It is.
+    """
+    size = len(key.encode()) + len(value)
+    if size >= limit:
+        raise EtcdLimitError(
+            f"Could not write the key '{key}': key and value have {size} bytes, and a "
+            f"request may have {limit} (request_limit), so it was not sent; raise "
+            "--max-request-bytes on every member of etcd, and request_limit with it.",
+            _INVALID_ARGUMENT,
+            "request is too large",
+        )
