@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from faults.leader_kills import LONG
 from support.security import PLAIN
 from support.torchrun import Job
 
@@ -21,11 +22,8 @@ AWAY = 8
 
 def pytest_generate_tests(metafunc):
     # With users and certificates it has all that the plain one has.
-    forms = ["secured"] if metafunc.config.getoption("--fault-seconds") <= 60 else FORMS
-    metafunc.parametrize("form", forms)
-
-
-FORMS = ["plain", "secured"]
+    is_long = metafunc.config.getoption("--fault-seconds") > LONG
+    metafunc.parametrize("form", ["plain", "secured"] if is_long else ["secured"])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from faults.leader_kills import kill_leaders
+from faults.leader_kills import LONG, kill_leaders
 
 pytestmark = pytest.mark.torch
 
@@ -45,11 +45,11 @@ def test_the_leader_is_stopped(cluster, at_work):
     nothing to say: what it still believes is read by nobody.
     """
     leader = cluster.leader()
-    with at_work(cluster.endpoints) as work:
+    with at_work(cluster.endpoints, clients=4) as work:
         leader.pause()
         work.wait_for_answers(1)
         leader.resume()
-        work.wait_for_answers(2)
+        work.wait_for_answers(1)
 
     assert work.failures() == []
 
@@ -99,7 +99,7 @@ def test_the_leader_is_killed_again_and_again(cluster, at_work, fault_seconds, r
     With the leader killed every 5 s no operation fails, and those that are hit take
     less than 3 s, in the middle.
     """
-    clients = 16 if fault_seconds > 60 else 8
+    clients = 16 if fault_seconds > LONG else 8
     with at_work(cluster.endpoints, clients=clients, read_timeout=15) as work:
         kills = kill_leaders(cluster, fault_seconds)
         work.wait_for_answers(1)
