@@ -147,6 +147,7 @@ class Failover:
             # However short the time, every endpoint is to have a share of it.
             share = left / max(len(self.endpoints) - tries, 1)
             tries += 1
+            known = endpoint in self.answered
             result = attempt(endpoint, retry.attempt_seconds(slow, share))
             if isinstance(result, Trouble):
                 result = self.in_context(result, endpoint)
@@ -161,6 +162,9 @@ class Failover:
                 unreachable.clear()
             if result.failure is retry.Failure.AMBIGUOUS:
                 slow += 1
+                maybe_earlier = maybe_earlier or (writes and result.sent)
+            elif result.not_etcd and known and not result.api_missing:
+                # Rubbish in the place of a reply: etcd may be behind it.
                 maybe_earlier = maybe_earlier or (writes and result.sent)
             step = retry.decide(
                 result.failure,

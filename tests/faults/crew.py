@@ -91,7 +91,7 @@ class Work:
         endpoints,
         run_id,
         *,
-        clients=6,
+        clients=5,
         security=PLAIN,
         read_timeout=10,
         pause=0.02,

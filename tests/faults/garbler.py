@@ -50,7 +50,7 @@ class Garbler:
 
     def garble(self, count):
         """
-        Garble every second of the next replies, so many in all.
+        Garble the second reply on each of the next connections, so many in all.
         """
         with self._lock:
             self.left = count
@@ -109,7 +109,7 @@ class Garbler:
 
     def _next(self, number):
         with self._lock:
-            if not self.left or number % 2:
+            if not self.left or number % 2 == 0:
                 return None
             self.left -= 1
             return next(self._rubbish)

@@ -270,11 +270,13 @@ def _win_again(operations, rng):
 
 def _win_what_was_lost(operations, rng):
     """
-    Tell a client that its lost write was won.
+    Tell a client that its lost write was won, where another one's is known to be.
     """
-    one = _one_of(operations, rng, LOST)
-    if one is None:
+    used = {one.given for one in operations if one.outcome == WON}
+    lost = [one for one in operations if one.outcome == LOST and one.given in used]
+    if not lost:
         return None
+    one = rng.choice(lost)
     last = max(other.token or 0 for other in operations)
     told = dataclasses.replace(one, outcome=WON, found=one.wrote, token=last + 1)
     return [told if other is one else other for other in operations]

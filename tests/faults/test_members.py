@@ -47,7 +47,7 @@ def test_the_leader_is_stopped(cluster, at_work):
     leader = cluster.leader()
     with at_work(cluster.endpoints) as work:
         leader.pause()
-        work.wait_for_answers(2)
+        work.wait_for_answers(1)
         leader.resume()
         work.wait_for_answers(2)
 

@@ -20,7 +20,7 @@ from support.security import PLAIN, PREFIX, Authority, switch_authentication_on
 pytestmark = pytest.mark.torch
 
 #: Of a certificate, in seconds.
-LIFETIME = 5
+LIFETIME = 4
 AUTHENTICATE = "/v3/auth/authenticate"
 
 
@@ -65,7 +65,7 @@ def test_tokens_end(make_cluster, at_work):
             for endpoint in cluster.endpoints
         ]
         endpoints = [proxy.endpoint for proxy in proxies]
-        with at_work(endpoints, clients=4, security=security, pause=1.2) as work:
+        with at_work(endpoints, clients=3, security=security, pause=1.1) as work:
             work.wait_for_answers(1, seconds=30)
             cluster.leader().restart()
             work.wait_for_answers(1, seconds=30)
@@ -79,7 +79,7 @@ def test_tokens_end(make_cluster, at_work):
 
     assert work.failures() == []
     assert refused
-    assert renewed > 4
+    assert renewed > 3
 
 
 def test_certificates_are_replaced(make_cluster, tmp_path, at_work):
