@@ -337,8 +337,11 @@ class EtcdRendezvousBackend(RendezvousBackend):
         """
         Return the revision that a token stands for; None for a token that can't win.
         """
-        if not token:
-            return 0
+        try:
+            if not token:
+                return 0
+        except Exception:  # noqa: BLE001 (an array of numbers, say)
+            return None
         if isinstance(token, bool) or not isinstance(token, int):
             return None
         if isinstance(token, _Token) and token.life != self._life:

@@ -212,6 +212,22 @@ class Trouble:
     def untrusted(self):
         return self.refused(self.secured(), protocol="https")
 
+    @into("A certificate for another name")
+    def another_name(self):
+        authority = Authority(self.folder)
+        server = self.make_server(
+            host="127.0.0.2", extra_args=authority.server_arguments[:2]
+        )
+        return self.refused(
+            f"https://127.0.0.2:{server.get_port()}", ca_cert=authority.ca
+        )
+
+    @into("etcd wants a client's certificate")
+    def client_certificate(self):
+        authority = Authority(self.folder)
+        server = self.make_server(extra_args=authority.server_arguments)
+        return self.refused(f"https://{server.get_endpoint()}", ca_cert=authority.ca)
+
     @into("A proxy that can't reach etcd")
     def proxy_in_trouble(self):
         page = reply(502, "<html>Bad Gateway</html>", {"Content-Type": "text/html"})

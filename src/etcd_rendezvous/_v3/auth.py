@@ -184,7 +184,7 @@ class Authenticator:
                 log.debug("etcd does not authenticate.")
                 return _NONE_WANTED
             trouble = _in_words(outcome, credentials, password)
-            if _is(trouble, retry.Failure.FINAL):
+            if _is(trouble, retry.Failure.FINAL) and not trouble.not_etcd:
                 self._refusal = self._clock() + _REFUSED_SECONDS, trouble
             return trouble
         token = outcome.get("token")
