@@ -415,7 +415,9 @@ def test_an_echo(connect):
             assert "xyzzy" not in str(caught.value)
 
 
-@pytest.mark.parametrize("token", [None, 7, "a\r\nX-Evil: b", ["x"]])
+@pytest.mark.parametrize(
+    "token", [None, 7, "", "a\r\nX-Evil: b", "\u65e5\u672c", ["x"]]
+)
 def test_an_odd_token(connect, token):
     """
     What is no token is refused, and is not sent.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ Outcome: TypeAlias = "dict[str, Any] | Trouble"
 # A password that was refused is not tried again sooner: a poll would ask without end.
 _REFUSED_SECONDS: Final = 5.0
 _NONE_WANTED: Final = ""
+# What a header can hold.
+_TOKEN: Final = re.compile(r"[!-~]+")
 # Whatever is shorter is in many a word.
 _LEAST_SECRET: Final = 4
 _PERMISSION_DENIED: Final = 7  # gRPC
@@ -188,7 +191,7 @@ class Authenticator:
                 self._refusal = self._clock() + _REFUSED_SECONDS, trouble
             return trouble
         token = outcome.get("token")
-        if not isinstance(token, str) or not token.isprintable():
+        if not (isinstance(token, str) and _TOKEN.fullmatch(token)):
             return Trouble(
                 retry.Failure.FINAL,
                 "something answered that is not etcd's v3 API",
