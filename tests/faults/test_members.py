@@ -29,10 +29,10 @@ def test_a_follower_is_killed_and_another_stopped(cluster, at_work):
     killed, stopped = followers_of(cluster)
     with at_work(cluster.endpoints) as work:
         killed.kill()
-        work.wait_for_answers(5)
+        work.wait_for_answers(3)
         killed.restart()
         stopped.pause()
-        work.wait_for_answers(5)
+        work.wait_for_answers(3)
         stopped.resume()
         work.wait_for_answers(1)
 
