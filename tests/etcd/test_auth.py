@@ -263,11 +263,14 @@ def test_a_server_that_does_not_authenticate(newest_v3, run_id, as_user, caplog)
 
 def _ttl_binaries():
     try:
-        return [
+        found = [
             pytest.param(one.path, id=one.version)
             for one in etcds.binaries()
+            # 3.4 has no such flag.
             if not one.version.startswith("3.4.")
         ]
+        # The oldest and the newest.
+        return list(dict.fromkeys((found[0], found[-1])))
     except etcds.NoEtcdError:
         return [pytest.param(None, id="no-etcd", marks=pytest.mark.etcd)]
 

@@ -107,12 +107,9 @@ class Trouble:
     Ways to get into each trouble; each returns what was said.
     """
 
-    def __init__(
-        self, stack, make_server, without_v2, tmp_path, caplog, monkeypatch, run_id
-    ):
+    def __init__(self, stack, make_server, tmp_path, caplog, monkeypatch, run_id):
         self.stack = stack
         self.make_server = make_server
-        self.without_v2 = without_v2
         self.folder = tmp_path
         self.caplog = caplog
         self.patch = monkeypatch
@@ -255,7 +252,8 @@ class Trouble:
 
     @into("etcd 3.6 or later is asked for v2")
     def v2_gone(self):
-        return self.v2_client_of(self.without_v2.get_endpoint())
+        server = self.make_server(extra_args=etcds.binaries()[-1].without_v2)
+        return self.v2_client_of(server.get_endpoint())
 
     @into("The name `etcd-v2`, and only v3 is there")
     def old_name(self):
@@ -571,13 +569,12 @@ def _without_power_over_files():
 
 
 @pytest.fixture
-def trouble(make_server, server_without_v2, tmp_path, caplog, monkeypatch, run_id):
+def trouble(make_server, tmp_path, caplog, monkeypatch, run_id):
     caplog.set_level(logging.WARNING, "etcd_rendezvous")
     with contextlib.ExitStack() as stack:
         yield Trouble(
             stack,
             make_server,
-            server_without_v2,
             tmp_path,
             caplog,
             monkeypatch,

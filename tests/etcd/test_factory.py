@@ -336,8 +336,9 @@ def test_unresolved_host(run_id):
 
     assert isinstance(cause, EtcdConnectionError)
     assert re.fullmatch(
-        rf"Could not read the key '{PREFIX}' at http://no-such-host\.invalid:2379: its "
-        r"host name can't be resolved \(1 try in \d+\.\d s\)\.",
+        rf"Could not read the key '{PREFIX}/{run_id}' at "
+        r"http://no-such-host\.invalid:2379: its host name can't be resolved "
+        r"\(1 try in \d+\.\d s\)\.",
         str(cause),
     )
     assert seconds < AT_ONCE

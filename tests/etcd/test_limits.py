@@ -43,7 +43,7 @@ pytestmark = pytest.mark.torch
 
 GUARANTEES = Path(__file__).parents[2] / "docs" / "guarantees.md"
 NAMES = ("node-{:05}", "job-worker-{:05}.job-headless.namespace.svc.cluster.local")
-AT_ONCE = 5.0  # seconds, where waiting would take the join time-out of ten minutes
+AT_ONCE = 15.0  # seconds, where waiting would take the join time-out of ten minutes
 
 
 def state_of(nodes, name=NAMES[0]):
@@ -88,6 +88,15 @@ def limited(etcd_binary, make_server, run_etcdctl):
     A server of each version whose data may have 4 MiB.
     """
     server = make_server(binary=etcd_binary, extra_args=[SMALL_QUOTA])
+    return Limited(server.get_endpoint(), run_etcdctl)
+
+
+@pytest.fixture
+def newest_limited(newest_etcd_binary, make_server, run_etcdctl):
+    """
+    Such a server of the newest version.
+    """
+    server = make_server(binary=newest_etcd_binary, extra_args=[SMALL_QUOTA])
     return Limited(server.get_endpoint(), run_etcdctl)
 
 
@@ -240,7 +249,8 @@ def test_a_state_that_v2_does_not_take(v2_server, serve, run_id):
     backend = served.backend(run_id)
     _, token, won = backend.set_state(state_of(20_000))
     assert won
-    said = refused(lambda: backend.set_state(state_of(130_000), token))
+    large = state_of(130_000)
+    said = refused(lambda: backend.set_state(large, token))
 
     assert "etcd's v2 takes 10 MiB at most" in said
     assert said.endswith("The state holds 130000 node(s).")
@@ -422,51 +432,51 @@ def test_quota(limited, run_id):
         new.set("key", "x")
 
 
-def test_joining_without_room(limited, params, caplog):
+def test_joining_without_room(newest_limited, params, caplog):
     """
     Who wants to join is told at once, and the reason stands in the log.
     """
-    handler = create_handler(params(limited.endpoint))
-    limited.fill()
+    handler = create_handler(params(newest_limited.endpoint))
+    newest_limited.fill()
     said = refused(handler.next_rendezvous)
 
     assert REMEDY in said
     assert said in [one.getMessage() for one in caplog.records]
-    limited.make_room()
+    newest_limited.make_room()
     assert handler.next_rendezvous().world_size == 1
     assert handler.shutdown()
 
 
-def test_quota_while_the_round_forms(limited, params, run_id):
+def test_quota_while_the_round_forms(newest_limited, params, run_id):
     """
     Likewise if it happens after the state was written, when rank 0 says where to meet.
     """
 
     class LateStore(EtcdStore):
         def set(self, key, value):
-            limited.fill()
+            newest_limited.fill()
             super().set(key, value)
 
-    parameters = params(limited.endpoint)
+    parameters = params(newest_limited.endpoint)
     backend, store = create_backend(parameters)
     late = LateStore(store.client, store.prefix)
     handler = EtcdRendezvousHandler.create(late, backend, parameters)
 
     assert REMEDY in refused(handler.next_rendezvous)
-    limited.make_room()
+    newest_limited.make_room()
     handler._stop_heartbeats()
 
 
-def test_a_round_that_runs_without_room(limited, params, caplog):
+def test_a_round_that_runs_without_room(newest_limited, params, caplog):
     """
     A running round goes on although no heartbeat can be written: polls keep the last
     answer and say why, and after the remedy nobody is evicted and others can join.
     """
-    first, second = (create_handler(params(limited.endpoint)) for _ in range(2))
+    first, second = (create_handler(params(newest_limited.endpoint)) for _ in range(2))
     with ThreadPoolExecutor(2) as pool:
         joined = list(pool.map(lambda one: one.next_rendezvous(), [first, second]))
     assert [one.world_size for one in joined] == [2, 2]
-    limited.fill()
+    newest_limited.fill()
     # Longer than a node may be silent: three heartbeats of a second.
     until = time.monotonic() + 5
     slowest = 0.0
@@ -487,8 +497,8 @@ def test_a_round_that_runs_without_room(limited, params, caplog):
     assert 1 <= len(told) <= 2
     assert REMEDY in told[0].getMessage()
 
-    limited.make_room()
-    third = create_handler(params(limited.endpoint))
+    newest_limited.make_room()
+    third = create_handler(params(newest_limited.endpoint))
     joining = threading.Thread(target=third.next_rendezvous)
     joining.start()
     try:
