@@ -103,8 +103,11 @@ class Operation:
 def read_history(files: Iterable[Path]) -> list[Operation]:
     """
     Read the operations that clients have written down, in the order of their ends.
+
+    A line that is still being written is left out.
     """
-    lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
+    texts = [file.read_text("utf-8").rpartition("\n")[0] for file in files]
+    lines = [line for text in texts for line in text.splitlines()]
     return sorted(map(Operation.from_json, lines), key=lambda one: one.end)
 
 

@@ -118,9 +118,10 @@ class Link:
         thread = threading.Thread(
             target=function, args=arguments, name=f"link-{self.port}", daemon=True
         )
-        self._threads = [one for one in self._threads if one.is_alive()]
-        self._threads.append(thread)
-        thread.start()
+        with self._changed:
+            self._threads = [one for one in self._threads if one.is_alive()]
+            self._threads.append(thread)
+            thread.start()
 
     def _accept(self) -> None:
         while True:
@@ -141,15 +142,18 @@ class Link:
             _http.reset(sock)
             return
         pair = sock, server
+        for one in pair:
+            one.settimeout(None)
+            # It may be over already, which not every system bears.
+            with contextlib.suppress(OSError):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # From here on another thread may close them.
         with self._changed:
             self._pairs[pair] = source
             late = self._ended or self._cuts.get(source) == "reset"
         if late:
             self._drop(pair)
             return
-        for one in pair:
-            one.settimeout(None)
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._run(self._pump, sock, server, source)
         self._pump(server, sock, source)
 
