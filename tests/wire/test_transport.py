@@ -1154,10 +1154,12 @@ def test_json_of_somebody_else(connect, body):
     """
     with ScriptedServer(default=json_reply(body)) as server:
         client = connect(server.endpoint)
-        for call in (
-            lambda: client.get("k"),
-            lambda: client.put("k", "v"),
-            lambda: client.txn([], []),
+        for call, writes in (
+            (lambda: client.get("k"), False),
+            (lambda: client.put("k", "v"), True),
+            (lambda: client.txn([], []), True),
+            (lambda: client.txn([], [], writes=False), False),
         ):
-            with pytest.raises(EtcdProtocolError, match="not etcd's v3 API"):
+            with pytest.raises(EtcdProtocolError, match="not etcd's v3 API") as caught:
                 call()
+            assert str(caught.value).endswith(MAYBE) == writes

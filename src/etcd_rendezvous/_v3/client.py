@@ -257,7 +257,7 @@ class EtcdClient:
             f"write the key {_shown(raw)}",
             timeout,
         )
-        with _etcds_own(reply.endpoint):
+        with _etcds_own(reply.endpoint, writes=True):
             return wire.header_revision(reply.value)
 
     def delete(
@@ -289,7 +289,7 @@ class EtcdClient:
             f"delete the key {_shown(raw)}",
             timeout,
         )
-        with _etcds_own(reply.endpoint):
+        with _etcds_own(reply.endpoint, writes=True):
             return int(reply.value.get("deleted", 0))
 
     def txn(
@@ -323,7 +323,7 @@ class EtcdClient:
         reply = self._call(
             wire.TXN, wire.txn(compare, success, failure), what, timeout, writes=writes
         )
-        with _etcds_own(reply.endpoint):
+        with _etcds_own(reply.endpoint, writes=writes):
             return wire.decode_txn(reply.value, reply.maybe_earlier)
 
     # -- leases -------------------------------------------------------------------
@@ -505,9 +505,13 @@ _KINDS: dict[str, type[EtcdReplyError]] = {
 
 
 @contextlib.contextmanager
-def _etcds_own(endpoint: Endpoint) -> Iterator[None]:
+def _etcds_own(endpoint: Endpoint, *, writes: bool = False) -> Iterator[None]:
     """
     Refuse a reply that is JSON, but not etcd's.
+
+    Args:
+        endpoint: Who answered.
+        writes: Whether what was asked for changes keys.
 
     Raises:
         EtcdProtocolError: It isn't.
@@ -517,6 +521,7 @@ def _etcds_own(endpoint: Endpoint) -> Iterator[None]:
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise EtcdProtocolError(
             f"Something answered at {endpoint} that is not etcd's v3 API."
+            + writes * " It may or may not have been applied."
         ) from error
 
 
