@@ -33,7 +33,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
-from ._errors import EtcdLimitError
+from ._errors import EtcdLimitError, EtcdReplyError
 from ._guard import GuardedBackend
 from ._log import BEAT_SECONDS, SlowBeat, log
 from ._params import HANDLER_SETTINGS
@@ -46,6 +46,15 @@ POLL_AGAIN_SECONDS = 1.0
 LEAST_BOOTSTRAP_SECONDS = 20.0
 _RETRY_SECONDS = 0.5
 _MOST_NAMES = 8
+
+
+def _absence(cause: BaseException | None) -> str:
+    """
+    Say in a few words what keeps etcd from us.
+    """
+    if isinstance(cause, EtcdLimitError):
+        return "etcd refuses to write"
+    return "etcd refuses" if isinstance(cause, EtcdReplyError) else "etcd is away"
 
 
 class EtcdRendezvousHandler(DynamicRendezvousHandler):
@@ -282,11 +291,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             self._last_waiting = len(self._state_holder.state.wait_list)
         except RendezvousConnectionError as error:
             self._poll_again_at = time.monotonic() + POLL_AGAIN_SECONDS
-            refuses = isinstance(error.__cause__, EtcdLimitError)
-            self._say_away(
-                str(error.__cause__ or error),
-                "etcd refuses to write" if refuses else "etcd is away",
-            )
+            self._say_away(str(error.__cause__ or error), _absence(error.__cause__))
         finally:
             self._heartbeat_lock.release()
         return self._last_waiting

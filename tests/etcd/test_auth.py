@@ -355,7 +355,7 @@ def test_authentication_that_is_switched(make_server, run_id, as_user):
     assert store.add("n", 1) == 2
 
 
-def test_a_password_that_is_no_longer_right(own_guarded, run_id, as_user):
+def test_a_password_that_is_no_longer_right(own_guarded, run_id, as_user, caplog):
     """
     A handler keeps its last answer, and etcd is not asked again and again.
     """
@@ -369,6 +369,8 @@ def test_a_password_that_is_no_longer_right(own_guarded, run_id, as_user):
         assert handler.num_nodes_waiting() == 0
         time.sleep(0.05)
     handler._stop_heartbeats()
+    assert f"etcd refuses; the running round of '{run_id}' goes on" in caplog.text
+    assert "etcd is away" not in caplog.text
 
 
 # -- v2 ----------------------------------------------------------------------------
