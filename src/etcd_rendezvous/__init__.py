@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ._backend import EtcdRendezvousBackend
     from ._errors import (
+        EtcdAuthError,
         EtcdConnectionError,
         EtcdError,
         EtcdLimitError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "EtcdAuthError",
     "EtcdClient",
     "EtcdCluster",
     "EtcdConnectionError",

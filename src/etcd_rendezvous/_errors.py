@@ -9,6 +9,7 @@ are then their ``__cause__``.
 from __future__ import annotations
 
 __all__ = [
+    "EtcdAuthError",
     "EtcdConnectionError",
     "EtcdError",
     "EtcdLimitError",
@@ -74,6 +75,18 @@ class EtcdLimitError(EtcdReplyError):
     Trying again won't help; the message names the remedy. A state that is known to be
     too large is refused in etcd's stead, and not sent.
     """
+
+
+class EtcdAuthError(EtcdReplyError):
+    """
+    Raised when etcd refuses a user, their password, or what they have no right to.
+
+    Attributes:
+        may_mend: Whether it may go away by itself, since the password is in a file,
+            which is read anew.
+    """
+
+    may_mend = False
 
 
 class EtcdOutcomeUnknownError(EtcdError):

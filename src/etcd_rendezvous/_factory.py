@@ -265,9 +265,9 @@ def _note_v3(client: EtcdClient, settings: Settings) -> None:
     """
     if settings.credentials is not None and client.user is None:
         log.warning(
-            "The user '%s' is not used, since the etcd at %s does not authenticate: "
-            "whoever reaches it can read and change everything in it ('etcdctl auth "
-            "enable' ends that).",
+            "The user '%s' is not used, since the v3 API of the etcd at %s does not "
+            "authenticate: whoever reaches it can read and change everything in it "
+            "('etcdctl auth enable' ends that; users of v2 are others).",
             settings.credentials.user,
             client.last_endpoint,
         )

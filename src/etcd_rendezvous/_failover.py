@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from ._errors import (
+    EtcdAuthError,
     EtcdConnectionError,
     EtcdError,
     EtcdLimitError,
@@ -22,6 +23,9 @@ from ._params import Endpoint
 from ._v3 import retry
 
 __all__ = ["Answer", "Failover", "Trouble"]
+
+# gRPC: permission denied, unauthenticated
+_ABOUT_THE_USER: Final = frozenset({7, 16})
 
 _T = TypeVar("_T")
 
@@ -57,6 +61,7 @@ class Trouble:
         api_missing: Whether that was said by a page that was not found.
         sent: Whether the operation itself was sent, and not only what comes before
             it, such as an authentication.
+        may_mend: Whether a refusal may go away by itself.
     """
 
     failure: retry.Failure
@@ -66,6 +71,7 @@ class Trouble:
     not_etcd: bool = False
     api_missing: bool = False
     sent: bool = True
+    may_mend: bool = False
 
 
 class Failover:
@@ -131,6 +137,7 @@ class Failover:
 
         Raises:
             EtcdConnectionError: No endpoint answered.
+            EtcdAuthError: User, password or right are refused.
             EtcdLimitError: It is over a limit of etcd's.
             EtcdProtocolError: Something answered that is not the API asked for.
             EtcdReplyError: etcd answered with another error.
@@ -230,6 +237,10 @@ class Failover:
             error.api_missing = trouble.api_missing
             return error
         if final:
+            if trouble.code in _ABOUT_THE_USER:
+                refusal = EtcdAuthError(message, trouble.code, trouble.reason)
+                refusal.may_mend = trouble.may_mend
+                return refusal
             kind = EtcdLimitError if remedy else EtcdReplyError
             return kind(message, trouble.code, trouble.reason)
         return EtcdConnectionError(message)

@@ -33,7 +33,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
-from ._errors import EtcdLimitError, EtcdReplyError
+from ._errors import EtcdAuthError, EtcdLimitError, EtcdReplyError
 from ._guard import GuardedBackend
 from ._log import BEAT_SECONDS, SlowBeat, log
 from ._params import HANDLER_SETTINGS
@@ -55,6 +55,24 @@ def _absence(cause: BaseException | None) -> str:
     if isinstance(cause, EtcdLimitError):
         return "etcd refuses to write"
     return "etcd refuses" if isinstance(cause, EtcdReplyError) else "etcd is away"
+
+
+def _is_hopeless(cause: BaseException | None) -> bool:
+    """
+    Say whether who is joining waits in vain.
+    """
+    return isinstance(cause, EtcdLimitError) or (
+        isinstance(cause, EtcdAuthError) and not cause.may_mend
+    )
+
+
+def _raise_if_hopeless(error: Exception) -> None:
+    """
+    Raise what the store has met as the rendezvous' own error, if waiting is in vain.
+    """
+    if _is_hopeless(error.__cause__):
+        log.error("%s", error.__cause__)
+        raise RendezvousConnectionError(CONNECTION_FAILED) from error.__cause__
 
 
 class EtcdRendezvousHandler(DynamicRendezvousHandler):
@@ -117,6 +135,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         # here, with what it means for the job.
         backend.leave_reports_to_caller()
         self._beat = self._holder.beat
+        self._said_away = False
 
     @classmethod
     def create(
@@ -164,7 +183,8 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             RendezvousClosedError: The rendezvous is closed; says when its run id is
                 free again.
             RendezvousConnectionError: etcd could not be reached until the join
-                time-out; or, at once, a limit of etcd's is reached.
+                time-out; or, at once, a limit of etcd's is reached, or user, password
+                or right are refused.
             RendezvousStateError: The state is corrupt.
             RendezvousTimeoutError: The round did not complete in time.
         """
@@ -183,18 +203,15 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
                     try:
                         return super().next_rendezvous()
                     except DistNetworkError as error:
+                        _raise_if_hopeless(error)
                         if time.monotonic() >= deadline:
                             raise RendezvousConnectionError(
                                 CONNECTION_FAILED
                             ) from error
-                        self._say_away(str(error))
+                        self._say_away(str(error), _absence(error.__cause__))
                         time.sleep(_RETRY_SECONDS)
                     except DistStoreError as error:
-                        if isinstance(error.__cause__, EtcdLimitError):
-                            log.error("%s", error.__cause__)
-                            raise RendezvousConnectionError(
-                                CONNECTION_FAILED
-                            ) from error.__cause__
+                        _raise_if_hopeless(error)
                         if time.monotonic() >= deadline:
                             raise
                         log.warning(
@@ -289,6 +306,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             with self._backend.time_limit(left):
                 self._state_holder.sync()
             self._last_waiting = len(self._state_holder.state.wait_list)
+            self._say_back()
         except RendezvousConnectionError as error:
             self._poll_again_at = time.monotonic() + POLL_AGAIN_SECONDS
             self._say_away(str(error.__cause__ or error), _absence(error.__cause__))
@@ -303,10 +321,15 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         return str(where)
 
     def _say_away(self, reason: str, what: str = "etcd is away") -> None:
-        self._beat.warn(
+        self._said_away |= self._beat.warn(
             f"{what}; the running round of '{self.settings.run_id}' goes on, "
             f"but no node can join or leave: {reason}"
         )
+
+    def _say_back(self) -> None:
+        if self._said_away:
+            self._said_away = False
+            log.warning("etcd answers '%s' again.", self.settings.run_id)
 
     def shutdown(self) -> bool:
         """
@@ -400,7 +423,8 @@ class StateHolder(_BackendRendezvousStateHolder):
 
         Raises:
             RendezvousConnectionError: etcd can't be reached; while joining, not
-                until the join time-out, but at once if a limit of etcd's is reached.
+                until the join time-out, but at once if a limit of etcd's is reached
+                or user, password or right are refused.
             RendezvousStateError: The state is corrupt.
         """
         while True:
@@ -413,11 +437,10 @@ class StateHolder(_BackendRendezvousStateHolder):
                 self._was_away = True
                 if self._join_until is None or self._clock() >= self._join_until:
                     raise
-                if isinstance(error.__cause__, EtcdLimitError):
-                    # Waiting won't help.
+                if _is_hopeless(error.__cause__):
                     log.error("%s", error.__cause__)
                     raise
-                self._speak(f"etcd is away: {error.__cause__ or error}")
+                self._speak(f"{_absence(error.__cause__)}: {error.__cause__ or error}")
                 self._sleep(_RETRY_SECONDS)
             else:
                 self._speak("")

@@ -18,8 +18,9 @@ _OF_REQUESTS: Final = (
 )
 # By what etcd, or gRPC before it, says; the first that fits.
 _REMEDIES: Final = {
-    _QUOTA: "etcd's quota is used up: compact and defragment every member, or raise "
-    "--quota-backend-bytes, then run 'etcdctl alarm disarm'",
+    _QUOTA: "etcd's quota is used up: delete what is not needed, compact and "
+    "defragment every member, or raise --quota-backend-bytes; then run 'etcdctl "
+    "alarm disarm'",
     "request is too large": _OF_REQUESTS,
     # What the gateway receives as gRPC's client; it is the default there.
     "vs. 4194304)": "the gateway of an etcd before 3.4.17 passes on no reply over "

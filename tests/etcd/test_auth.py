@@ -373,6 +373,68 @@ def test_a_password_that_is_no_longer_right(own_guarded, run_id, as_user, caplog
     assert "etcd is away" not in caplog.text
 
 
+def joining(params):
+    """
+    Join in vain; return what was said, and the seconds that it took.
+    """
+    handler = create_handler(params)
+    started = time.monotonic()
+    with pytest.raises(RendezvousConnectionError) as caught:
+        handler.next_rendezvous()
+    handler._stop_heartbeats()
+    return str(caught.value.__cause__), time.monotonic() - started
+
+
+def test_joining_with_the_right_to_read_alone(own_guarded, run_id, as_user, caplog):
+    """
+    Who may not write is told so at once when joining, not after the join time-out.
+    """
+    endpoint = own_guarded().get_endpoint()
+    as_root(endpoint, f"role revoke-permission --prefix rendezvous {PREFIX}/")
+    as_root(endpoint, f"role grant-permission --prefix rendezvous read {PREFIX}/")
+    said, seconds = joining(parameters(endpoint, run_id))
+
+    assert f"the user '{USER}' may not; give a role of theirs the permission" in said
+    assert said in caplog.messages
+    assert seconds < 10
+
+
+@pytest.mark.parametrize("way", ["environment", "file"])
+def test_a_password_that_changes_while_one_is_joining(
+    own_guarded, run_id, monkeypatch, tmp_path, way
+):
+    """
+    One from the environment can't get right again, which is said at once; one from a
+    file is waited for.
+    """
+    file = tmp_path / "password"
+    file.write_text(PASSWORD, "utf-8")
+    monkeypatch.setenv(USER_VARIABLE, USER)
+    if way == "file":
+        monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(file))
+    else:
+        monkeypatch.setenv(PASSWORD_VARIABLE, PASSWORD)
+    endpoint = own_guarded().get_endpoint()
+    params = RendezvousParameters("etcd-v3", endpoint, run_id, 2, 2, join_timeout=60)
+    with ThreadPoolExecutor(2) as pool:
+        if way == "file":
+            first = pool.submit(create_handler(params).next_rendezvous)
+        else:
+            first = pool.submit(joining, params)
+        time.sleep(2)
+        as_root(endpoint, f"user delete {USER}")
+        as_root(endpoint, f"user add {USER}:changed")
+        as_root(endpoint, f"user grant-role {USER} rendezvous")
+        if way == "environment":
+            assert "does not know the user" in first.result(20)[0]
+            return
+        time.sleep(3)
+        assert not first.done()
+        file.write_text("changed")
+        second = pool.submit(create_handler(params).next_rendezvous)
+        assert {first.result(40).rank, second.result(40).rank} == {0, 1}
+
+
 # -- v2 ----------------------------------------------------------------------------
 
 
@@ -413,6 +475,20 @@ def test_a_wrong_password_on_v2(guarded_v2, run_id, as_user, monkeypatch, name):
 
     said = str(caught.value.__cause__)
     assert f"etcd's v2 does not let the user '{USER}' do this" in said
+
+
+def test_joining_with_a_wrong_password_on_v2(
+    guarded_v2, run_id, as_user, monkeypatch, caplog
+):
+    """
+    Who is joining on v2 is told so at once, too.
+    """
+    monkeypatch.setenv(PASSWORD_VARIABLE, "another")
+    said, seconds = joining(parameters(guarded_v2, run_id, "etcd-v2"))
+
+    assert f"etcd's v2 does not let the user '{USER}' do this" in said
+    assert said in caplog.messages
+    assert seconds < 10
 
 
 def test_nobody_on_v2(guarded_v2, run_id):

@@ -225,6 +225,26 @@ class Trouble:
         server = self.make_server(extra_args=authority.server_arguments)
         return self.refused(f"https://{server.get_endpoint()}", ca_cert=authority.ca)
 
+    @into("etcd's own certificate is not good for its gateway")
+    def gateways_certificate(self):
+        ours, theirs = (self.folder / name for name in ("ours", "theirs"))
+        for folder in (ours, theirs):
+            folder.mkdir()
+        authority, clients = Authority(ours), Authority(theirs)
+        # The server's certificate is of another authority than the clients'.
+        arguments = [*authority.server_arguments, f"--trusted-ca-file={clients.ca}"]
+        server = self.make_server(extra_args=arguments)
+        config = {**clients.security.rdzv_conf(), "ca_cert": authority.ca}
+        return self.refused(server.get_endpoint(), **config)
+
+    @into("Certificate and key that do not belong together")
+    def key_of_another(self):
+        folder = self.folder / "another"
+        folder.mkdir()
+        config = Authority(self.folder).security.rdzv_conf()
+        config["ssl_cert_key"] = Authority(folder).security.key
+        return self.refused(self.secured(), **config)
+
     @into("A proxy that can't reach etcd")
     def proxy_in_trouble(self):
         page = reply(502, "<html>Bad Gateway</html>", {"Content-Type": "text/html"})
@@ -498,7 +518,7 @@ class Trouble:
         create_backend(self.parameters(self.make_server().get_endpoint()))
         return self.warned()
 
-    @into("A password over plain http")
+    @into("A password over plain http, to another machine")
     def clear_text(self):
         with pytest.raises(RendezvousConnectionError):
             create_backend(self.user().parameters("no-such-host.invalid"))

@@ -71,6 +71,13 @@ def test_poll_survives_a_stopped_etcd(own_server, handler, caplog):
     assert len(away) == 1
     assert away[0].levelno == logging.WARNING
 
+    deadline = time.monotonic() + 10
+    while "again" not in caplog.text:
+        assert time.monotonic() < deadline
+        handler.num_nodes_waiting()
+        time.sleep(0.1)
+    assert f"etcd answers '{handler.get_run_id()}' again." in caplog.messages
+
 
 def test_poll_survives_a_dead_etcd(own_server, handler):
     """

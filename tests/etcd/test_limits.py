@@ -367,8 +367,9 @@ def test_a_value_that_does_not_fit_into_a_reply(make_server, params):
 # --- The quota
 
 REMEDY = (
-    "database space exceeded; etcd's quota is used up: compact and defragment every "
-    "member, or raise --quota-backend-bytes, then run 'etcdctl alarm disarm' (1 try in "
+    "database space exceeded; etcd's quota is used up: delete what is not needed, "
+    "compact and defragment every member, or raise --quota-backend-bytes; then run "
+    "'etcdctl alarm disarm' (1 try in "
 )
 
 

@@ -73,7 +73,13 @@ def test_picklable(kind, again):
 
 
 @pytest.mark.parametrize(
-    "kind", [_errors.EtcdReplyError, _errors.EtcdLimitError, LeaseNotFoundError]
+    "kind",
+    [
+        _errors.EtcdReplyError,
+        _errors.EtcdLimitError,
+        _errors.EtcdAuthError,
+        LeaseNotFoundError,
+    ],
 )
 def test_a_reply_is_picklable(kind):
     """

@@ -580,7 +580,7 @@ def test_a_write_upon_a_lease_that_is_gone():
     """
     A write upon an unknown lease is an error that can be told from all others.
     """
-    script = [json_reply(NOT_FOUND, 404), json_reply({"code": 7, "message": "no"}, 403)]
+    script = [json_reply(NOT_FOUND, 404), json_reply({"code": 9, "message": "no"}, 400)]
     with ScriptedServer(script) as server, EtcdClient(server.endpoint) as client:
         with pytest.raises(LeaseNotFoundError) as caught:
             client.put("k", "v", lease=9)

@@ -925,7 +925,8 @@ def test_another_client_certificate(alert):
     trouble = transport.trouble_of_exception(urllib3.exceptions.SSLError(error))
 
     assert (
-        "it wants another client certificate; name it with ssl_cert and ssl_cert_key"
+        "it wants a client certificate, or another one; name it with ssl_cert and "
+        "ssl_cert_key"
     ) == trouble.reason
     assert retry.Failure.TLS is trouble.failure
 

@@ -14,6 +14,7 @@ from base64 import b64encode
 import pytest
 
 from etcd_rendezvous._errors import (
+    EtcdAuthError,
     EtcdConnectionError,
     EtcdError,
     EtcdProtocolError,
@@ -511,7 +512,7 @@ def test_never_created(connect, step):
     [
         (
             json_reply({"error": "no rights", "code": 7, "message": "no rights"}, 403),
-            EtcdReplyError,
+            EtcdAuthError,
             "no rights",
         ),
         (

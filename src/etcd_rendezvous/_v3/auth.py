@@ -37,6 +37,7 @@ _TOKEN: Final = re.compile(r"[!-~]+")
 # Whatever is shorter is in many a word.
 _LEAST_SECRET: Final = 4
 _PERMISSION_DENIED: Final = 7  # gRPC
+_UNAUTHENTICATED: Final = 16  # gRPC
 
 
 class Authenticator:
@@ -145,7 +146,7 @@ class Authenticator:
                 retry.Failure.FINAL,
                 "it wants a user and a password; set "
                 f"{USER_VARIABLE} and {PASSWORD_VARIABLE}",
-                code=16,
+                code=_UNAUTHENTICATED,
             )
         if self._pid != os.getpid():
             # The lock may have been held by a thread that the fork left behind.
@@ -179,12 +180,18 @@ class Authenticator:
         try:
             password = credentials.password()
         except EtcdSettingError as error:
-            return Trouble(retry.Failure.FINAL, str(error).rstrip("."), error, code=16)
+            return Trouble(
+                retry.Failure.FINAL,
+                str(error).rstrip("."),
+                error,
+                code=_UNAUTHENTICATED,
+                may_mend=True,
+            )
         body = wire.encode({"name": credentials.user, "password": password})
         outcome = log_in(body, self._left(until))
         if isinstance(outcome, Trouble):
             if wire.AUTH_IS_OFF in outcome.reason:
-                log.debug("etcd does not authenticate.")
+                log.debug("etcd's v3 API does not authenticate.")
                 return _NONE_WANTED
             trouble = _in_words(outcome, credentials, password)
             if _is(trouble, retry.Failure.FINAL) and not trouble.not_etcd:
@@ -239,4 +246,6 @@ def _in_words(trouble: Trouble, credentials: Credentials, password: str) -> Trou
             f"mend {USER_VARIABLE} and {PASSWORD_VARIABLE}, or the file that is named "
             "in their stead"
         )
+        may_mend = credentials.password_file is not None
+        trouble = replace(trouble, code=_UNAUTHENTICATED, may_mend=may_mend)
     return replace(trouble, reason=reason, sent=False)

@@ -48,6 +48,8 @@ _CERTIFICATE_ALERTS: Final = (
 )
 # Without an answer, in one operation.
 _DROPPED_BY_CHANCE: Final = 1
+# What the gateway says where etcd refuses its certificate.
+_GATEWAYS_OWN_TLS: Final = "remote error: tls: "
 _COMMON_NAME: Final = "CommonName of client sending a request against gateway"
 _TLS_ALERT: Final = "\x15\x03"
 _MATCHED_NO_API: Final = frozenset({5, 12})  # gRPC: not found, unimplemented
@@ -455,9 +457,14 @@ def _tls_in_words(text: str) -> str:
             "its certificate is not trusted; name the authority that signed it with "
             f"ca_cert ({text})"
         )
+    if "key values mismatch" in lowered:
+        return (
+            "the client's certificate and key do not belong together; mend ssl_cert "
+            "and ssl_cert_key"
+        )
     if any(alert in lowered for alert in _CERTIFICATE_ALERTS):
         return (
-            "it wants another client certificate; name it with ssl_cert and "
+            "it wants a client certificate, or another one; name it with ssl_cert and "
             "ssl_cert_key"
         )
     return f"the TLS handshake failed ({text})"
@@ -474,6 +481,13 @@ def _read_reply(status: int, body: bytes) -> dict[str, Any] | Trouble:
     error = wire.decode_error(data)
     if error is not None:
         code, text = error
+        if _GATEWAYS_OWN_TLS in text:
+            return Trouble(
+                retry.Failure.TLS,
+                "its gateway can't reach its own etcd, since with --client-cert-auth "
+                "the server's certificate must be good as a client's too (extended key "
+                f"usage clientAuth, an authority of --trusted-ca-file): {text}",
+            )
         if status == 404 and code in _MATCHED_NO_API and "lease" not in text:
             return _no_v3(text)
         return Trouble(retry.failure_of_reply(code, text), text, code=code)
