@@ -411,25 +411,25 @@ def test_shared_lease_is_kept_until_it_is_dropped(share):
     """
     A thread renews it thrice a time to live, and ends with the last reference.
     """
-    before = len(keepers())
     renewed = json_reply({"result": {"header": {}, "ID": "9", "TTL": "1"}})
     with ScriptedServer(lambda _: renewed) as server:
         lease = share(server, ttl=1)
         lease.keep()
+        keeper = lease._keeper
         lease.keep()
-        assert before + 1 == len(keepers())
+        assert keeper is lease._keeper
+        assert keeper in keepers()
         until(lambda: len(server.requests) >= 3)
         assert {KEEP_ALIVE} == set(server.paths)
 
         del lease
-        until(lambda: len(keepers()) == before)
+        until(lambda: not keeper.is_alive())
 
 
 def test_shared_lease_rests_while_its_client_is_closed(share):
     """
     Nothing is sent over a client that was closed, until it is used again.
     """
-    before_all = len(keepers())
     renewed = json_reply({"result": {"header": {}, "ID": "9", "TTL": "1"}})
     with ScriptedServer(lambda _: renewed) as server:
         lease = share(server, ttl=1)
@@ -442,8 +442,9 @@ def test_shared_lease_rests_while_its_client_is_closed(share):
 
         lease._client.keep_alive(lease.id)
         until(lambda: len(server.requests) >= before + 3)
+        keeper = lease._keeper
         del lease
-        until(lambda: len(keepers()) == before_all)
+        until(lambda: not keeper.is_alive())
 
 
 def test_nobody_waits_for_another_ones_grant_to_keep_it(share):
