@@ -105,6 +105,12 @@ def credentials_of(
             "There are two passwords for etcd, one of them in the file "
             f"{password_file}; leave one out."
         )
+    try:
+        f"{user}{password or ''}".encode()
+    except UnicodeEncodeError:
+        raise EtcdSettingError(
+            "The user or the password for etcd is no text in UTF-8."
+        ) from None
     found = Credentials(user, password or None, password_file or None)
     found.password()
     return found

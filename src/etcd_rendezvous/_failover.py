@@ -157,7 +157,7 @@ class Failover:
             known = endpoint in self.answered
             result = attempt(endpoint, retry.attempt_seconds(slow, share))
             if isinstance(result, Trouble):
-                result = self.in_context(result, endpoint)
+                result = self.in_context(result)
             if not isinstance(result, Trouble):
                 self._current = index % len(self.endpoints)
                 self.last_good = endpoint
@@ -196,14 +196,14 @@ class Failover:
                 pause = retry.pause_seconds(rounds)
                 self._sleep(min(pause, max(deadline - self._clock(), 0.0)))
 
-    def in_context(self, trouble: Trouble, endpoint: Endpoint) -> Trouble:
+    def in_context(self, trouble: Trouble) -> Trouble:
         """
         See a failed attempt in the light of what was before.
 
-        A handshake that fails with whom we have spoken is nothing final: certificates
-        are replaced one file after the other, on either side.
+        A handshake that fails once any member has answered is nothing final:
+        certificates are replaced one file after the other, on either side.
         """
-        if trouble.failure is retry.Failure.TLS and endpoint in self.answered:
+        if trouble.failure is retry.Failure.TLS and self.answered:
             return replace(trouble, failure=retry.Failure.NOT_SENT)
         return trouble
 

@@ -187,3 +187,14 @@ def test_of_a_client(file):
         with pytest.raises(EtcdSettingError) as caught:
             EtcdClient("localhost", **half)
         assert SECRET not in str(caught.value)
+
+
+def test_what_is_no_text():
+    """
+    Bytes of the environment that are no UTF-8 are refused, and not shown.
+    """
+    odd = b"secret-\xff".decode("utf-8", "surrogateescape")
+    said = refusal(**{USER_VARIABLE: "alice", PASSWORD_VARIABLE: odd})
+
+    assert "no text in UTF-8" in said
+    assert "secret" not in said

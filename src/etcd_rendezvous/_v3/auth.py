@@ -153,7 +153,9 @@ class Authenticator:
             self._lock = threading.Lock()
             self._pid = os.getpid()  # last: another thread may look
         until = self._clock() + limit
-        if not self._lock.acquire(timeout=max(limit, 0.0)):
+        # After a fork another thread may put a new one into its place.
+        lock = self._lock
+        if not lock.acquire(timeout=max(limit, 0.0)):
             return Trouble(
                 retry.Failure.AMBIGUOUS,
                 "another thread's authentication has no answer yet",
@@ -167,7 +169,7 @@ class Authenticator:
                 self._token = token
             return token
         finally:
-            self._lock.release()
+            lock.release()
 
     def _ask(
         self,
@@ -237,7 +239,12 @@ def _in_words(trouble: Trouble, credentials: Credentials, password: str) -> Trou
     """
     reason = trouble.reason
     # Whatever it is that answers, what it repeats is not to be shown.
-    for secret in (password, json.dumps(password)[1:-1]):
+    forms = (password, *(text(password)[1:-1] for text in (json.dumps, repr, ascii)))
+    if trouble.not_etcd:
+        # A stranger's own words stand in brackets, and in what was raised.
+        trouble = replace(trouble, cause=None)
+        reason = reason.partition(" (")[0]
+    for secret in forms:
         if len(secret) >= _LEAST_SECRET:
             reason = reason.replace(secret, "***")
     if wire.WRONG_PASSWORD in reason:

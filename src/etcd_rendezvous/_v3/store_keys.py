@@ -125,6 +125,8 @@ class V3StoreKeys:
         except EtcdLimitError:
             # The reply is too large for the gateway; or it is an etcd that, with its
             # quota used up, refuses even transactions that only read.
+            if self._clock() >= deadline:
+                raise
             half = len(keys) // 2
             return self._read(keys[:half], deadline) + self._read(keys[half:], deadline)
         return [

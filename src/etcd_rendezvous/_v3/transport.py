@@ -234,7 +234,7 @@ class Transport:
                 trouble = trouble_of_exception(error)
             if trouble is not None or response is None:
                 trouble = self.failover.in_context(
-                    trouble or Trouble(retry.Failure.AMBIGUOUS, "no answer"), endpoint
+                    trouble or Trouble(retry.Failure.AMBIGUOUS, "no answer")
                 )
                 if trouble.failure is not retry.Failure.FINAL:
                     self.failover.move_on(endpoint)
