@@ -447,6 +447,24 @@ def test_shared_lease_rests_while_its_client_is_closed(share):
         until(lambda: not keeper.is_alive())
 
 
+def test_shared_lease_of_a_client_that_is_closed_after_each_use(share):
+    """
+    It is kept alive as long as it is used, although it is always found closed.
+    """
+    renewed = json_reply({"result": {"header": {}, "ID": "9", "TTL": "3"}})
+    with ScriptedServer(lambda _: renewed) as server:
+        lease = share(server, ttl=3)
+        lease.current(10.0)
+        before = len(server.requests)
+        until = time.monotonic() + 4
+        while time.monotonic() < until:
+            lease.keep()
+            lease._client.close()
+            time.sleep(0.05)
+
+        assert len(server.requests) >= before + 2
+
+
 def test_nobody_waits_for_another_ones_grant_to_keep_it(share):
     """
     While one thread's grant has no answer, others still begin to keep the lease, and

@@ -31,6 +31,8 @@ _RENEWALS_PER_TTL: Final = 20
 _BEATS_PER_TTL: Final = 3
 # Soon after the first use its real time to live is asked for.
 _FIRST_BEAT_SECONDS: Final = 5.0
+# While its client is closed, whether it was used is looked at this often.
+_REST_SECONDS: Final = 1.0
 
 
 class Lease:
@@ -144,6 +146,9 @@ class SharedLease:
     def _start_anew(self) -> None:
         self._lock = threading.Lock()
         self._granted = False
+        # Whether its client was closed at the last beat, and used since.
+        self.rests = False
+        self._used_since = False
         # A lock of its own: the other one is held while etcd is asked.
         self._keeper_lock = threading.Lock()
         self._keeper: threading.Thread | None = None
@@ -156,6 +161,8 @@ class SharedLease:
         if self._pid != os.getpid():
             # The lock may have been held by a thread that the fork left behind.
             self._start_anew()
+        if self.rests:
+            self._used_since = True
         if self._keeper is None:
             with self._keeper_lock:
                 if self._keeper is None:
@@ -208,7 +215,9 @@ class SharedLease:
         Returns:
             False if the server did not answer.
         """
-        if self._client.closed:
+        self.rests = self._client.closed and not self._used_since
+        self._used_since = False
+        if self.rests:
             return True
         limit = max(self.seconds_between_beats, 0.5)
         was_granted = self._granted
@@ -263,5 +272,7 @@ def _keep(
             answered = False
         if not answered:
             pause /= _BEATS_PER_TTL
+        if lease.rests:
+            pause = min(pause, _REST_SECONDS)
         # Waiting, the thread must not be what holds the lease.
         del lease
