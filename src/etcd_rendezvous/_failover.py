@@ -24,8 +24,7 @@ from ._v3 import retry
 
 __all__ = ["Answer", "Failover", "Trouble"]
 
-# gRPC: permission denied, unauthenticated
-_ABOUT_THE_USER: Final = frozenset({7, 16})
+_ABOUT_THE_USER: Final = frozenset({retry.PERMISSION_DENIED, retry.UNAUTHENTICATED})
 
 _T = TypeVar("_T")
 

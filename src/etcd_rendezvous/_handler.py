@@ -57,22 +57,16 @@ def _absence(cause: BaseException | None) -> str:
     return "etcd refuses" if isinstance(cause, EtcdReplyError) else "etcd is away"
 
 
-def _is_hopeless(cause: BaseException | None) -> bool:
-    """
-    Say whether who is joining waits in vain.
-    """
-    return isinstance(cause, EtcdLimitError) or (
-        isinstance(cause, EtcdAuthError) and not cause.may_mend
-    )
-
-
 def _raise_if_hopeless(error: Exception) -> None:
     """
-    Raise what the store has met as the rendezvous' own error, if waiting is in vain.
+    Raise what backend or store has met, if who is joining waits in vain.
     """
-    if _is_hopeless(error.__cause__):
-        log.error("%s", error.__cause__)
-        raise RendezvousConnectionError(CONNECTION_FAILED) from error.__cause__
+    cause = error.__cause__
+    if isinstance(cause, EtcdLimitError) or (
+        isinstance(cause, EtcdAuthError) and not cause.may_mend
+    ):
+        log.error("%s", cause)
+        raise RendezvousConnectionError(CONNECTION_FAILED) from cause
 
 
 class EtcdRendezvousHandler(DynamicRendezvousHandler):
@@ -437,9 +431,7 @@ class StateHolder(_BackendRendezvousStateHolder):
                 self._was_away = True
                 if self._join_until is None or self._clock() >= self._join_until:
                     raise
-                if _is_hopeless(error.__cause__):
-                    log.error("%s", error.__cause__)
-                    raise
+                _raise_if_hopeless(error)
                 self._speak(f"{_absence(error.__cause__)}: {error.__cause__ or error}")
                 self._sleep(_RETRY_SECONDS)
             else:

@@ -388,7 +388,7 @@ def _trouble_of_answer(error: etcd.EtcdException, user: str | None) -> Trouble:
             else "etcd's v2 wants a user and a password; set "
             f"{USER_VARIABLE} and {PASSWORD_VARIABLE}"
         )
-        return Trouble(retry.Failure.FINAL, reason, error, code=16)
+        return Trouble(retry.Failure.FINAL, reason, error, code=retry.UNAUTHENTICATED)
     text = str(payload.get("cause") or payload.get("message") or error)
     text = " ".join(text.split())[:200]
     if "HTTP request to an HTTPS server" in text:

@@ -36,8 +36,6 @@ _NONE_WANTED: Final = ""
 _TOKEN: Final = re.compile(r"[!-~]+")
 # Whatever is shorter is in many a word.
 _LEAST_SECRET: Final = 4
-_PERMISSION_DENIED: Final = 7  # gRPC
-_UNAUTHENTICATED: Final = 16  # gRPC
 
 
 class Authenticator:
@@ -146,7 +144,7 @@ class Authenticator:
                 retry.Failure.FINAL,
                 "it wants a user and a password; set "
                 f"{USER_VARIABLE} and {PASSWORD_VARIABLE}",
-                code=_UNAUTHENTICATED,
+                code=retry.UNAUTHENTICATED,
             )
         if self._pid != os.getpid():
             # The lock may have been held by a thread that the fork left behind.
@@ -186,7 +184,7 @@ class Authenticator:
                 retry.Failure.FINAL,
                 str(error).rstrip("."),
                 error,
-                code=_UNAUTHENTICATED,
+                code=retry.UNAUTHENTICATED,
                 may_mend=True,
             )
         body = wire.encode({"name": credentials.user, "password": password})
@@ -223,7 +221,7 @@ def _headers(token: str) -> dict[str, str]:
 
 
 def _rights_in_words(trouble: Trouble, credentials: Credentials) -> Trouble:
-    if trouble.code != _PERMISSION_DENIED:
+    if trouble.code != retry.PERMISSION_DENIED:
         return trouble
     return replace(
         trouble,
@@ -254,5 +252,5 @@ def _in_words(trouble: Trouble, credentials: Credentials, password: str) -> Trou
             "in their stead"
         )
         may_mend = credentials.password_file is not None
-        trouble = replace(trouble, code=_UNAUTHENTICATED, may_mend=may_mend)
+        trouble = replace(trouble, code=retry.UNAUTHENTICATED, may_mend=may_mend)
     return replace(trouble, reason=reason, sent=False)

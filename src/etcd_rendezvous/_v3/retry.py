@@ -20,6 +20,8 @@ from typing import Final
 import urllib3.exceptions as urllib3_errors
 
 __all__ = [
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
     "Failure",
     "Step",
     "attempt_seconds",
@@ -61,7 +63,9 @@ _TOKEN_REFUSED: Final = (
     "invalid auth token",
     "revision of auth store is old",
 )
-_UNAUTHENTICATED: Final = 16  # gRPC
+# gRPC
+PERMISSION_DENIED: Final = 7
+UNAUTHENTICATED: Final = 16
 
 _AMBIGUOUS: Final = (
     "request timed out",
@@ -107,7 +111,7 @@ def failure_of_reply(code: int, text: str) -> Failure:
         return Failure.UNAUTHENTICATED
     if any(phrase in lowered for phrase in _AMBIGUOUS):
         return Failure.AMBIGUOUS
-    if code == _UNAUTHENTICATED:
+    if code == UNAUTHENTICATED:
         return Failure.UNAUTHENTICATED
     if code in _AMBIGUOUS_CODES:
         return Failure.AMBIGUOUS

@@ -13,9 +13,11 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from http.client import BadStatusLine, RemoteDisconnected
+from types import MappingProxyType
 from typing import Any, Final
 
 import urllib3
@@ -130,9 +132,9 @@ class Transport:
             nonlocal dropped
             outcome = self._auth.run(
                 lambda headers, seconds: self._send(
-                    endpoint, path, body, headers, seconds
+                    endpoint, path, body, seconds, headers
                 ),
-                lambda login, seconds: self._log_in(endpoint, login, seconds),
+                partial(self._send, endpoint, wire.AUTHENTICATE),
                 limit,
             )
             if isinstance(outcome, Trouble) and isinstance(
@@ -148,18 +150,13 @@ class Transport:
             attempt, what=what, timeout=timeout, writes=writes, patient=patient
         )
 
-    def _log_in(
-        self, endpoint: Endpoint, body: bytes, limit: float
-    ) -> dict[str, Any] | Trouble:
-        return self._send(endpoint, wire.AUTHENTICATE, body, {}, limit)
-
     def _send(
         self,
         endpoint: Endpoint,
         path: str,
         body: bytes,
-        headers: dict[str, str],
         limit: float,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Any] | Trouble:
         """
         Send one request, once.
@@ -171,7 +168,7 @@ class Transport:
                     "POST",
                     path,
                     body=body,
-                    headers=_headers(limit) | headers,
+                    headers={**_headers(limit), **headers},
                     retries=False,
                     redirect=False,
                     timeout=self._timeout(limit, total=limit + _GRACE_SECONDS),
@@ -210,7 +207,7 @@ class Transport:
         response: urllib3.BaseHTTPResponse | None = None
         trouble: Trouble | None = None
         own = self._auth.headers(
-            lambda login, seconds: self._log_in(endpoint, login, seconds), timeout
+            partial(self._send, endpoint, wire.AUTHENTICATE), timeout
         )
         try:
             try:
@@ -508,7 +505,7 @@ def _not_json(status: int, body: bytes) -> Trouble:
             "where etcd has users, its gateway refuses client certificates with a "
             "CommonName; use one without (subject alternative names alone), beside "
             "user and password",
-            code=16,
+            code=retry.UNAUTHENTICATED,
         )
     if status == 404:
         return _no_v3(text)
