@@ -60,6 +60,8 @@ PLACEHOLDERS = {
     "USER": r"\w+",
     "S": r"[\d.]+",
     "N": r"\d+",
+    # How soon it is told apart from an etcd that is away may be a matter of chance.
+    "try": r"(?:try|tries)",
 }
 NO_GATEWAY = "--enable-grpc-gateway=false"
 NO_V2 = "--enable-v2=false"
