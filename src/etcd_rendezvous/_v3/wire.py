@@ -300,6 +300,27 @@ def compare_mod(key: bytes, mod_revision: int) -> Json:
     }
 
 
+def compare_create(key: bytes, create_revision: int, end: bytes | None = None) -> Json:
+    """
+    Return the comparison that a key was created by a revision.
+
+    Args:
+        key: The key, or the first of a range.
+        create_revision: The revision, 0 for an absent key.
+        end: The key after the last of the range. It holds for a range if it holds for
+            every key that is there.
+    """
+    compare = {
+        "key": _b64(key),
+        "target": "CREATE",
+        "result": "EQUAL",
+        "create_revision": str(create_revision),
+    }
+    if end is not None:
+        compare["range_end"] = _b64(end)
+    return compare
+
+
 def compare_lease(key: bytes, lease: int) -> Json:
     """
     Return the comparison that a key hangs on a lease.

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+The transactions of `etcd-live`.
+
+Each is what one request does, and each may be sent twice: what it compares is no
+longer so once it was applied, and the reply of the second shows what the first did.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .._v3 import wire
+from .records import Keys, Node, Progress, Round
+from .records import encode_names as _names
+from .records import encode_node as _node
+from .records import encode_progress as _progress
+from .records import encode_round as _round
+from .records import encode_table as _table
+
+__all__ = [
+    "Request",
+    "close",
+    "complete",
+    "leave",
+    "load",
+    "mark",
+    "register",
+    "resign",
+    "resume",
+    "say_progress",
+    "take_office",
+]
+
+
+class Request(NamedTuple):
+    """
+    A transaction.
+
+    Attributes:
+        compare: Its comparisons.
+        success: What it does if they hold.
+        failure: What it does otherwise.
+    """
+
+    compare: list[wire.Json]
+    success: list[wire.Json]
+    failure: list[wire.Json]
+
+
+def register(keys: Keys, place: str, node: Node) -> Request:
+    """
+    Register a node, and make it the closer if there is none.
+
+    If the run is closed and no node lives, it is opened again first. Either branch
+    reads the nodes of the place, without their values, and then the common keys: the
+    node is registered if it is among the former.
+    """
+    key = keys.node(place, node.id)
+    put = _put_node_and_take_office(keys, key, node)
+    reopen = wire.txn(
+        [wire.compare_create(keys.nodes, 0, wire.prefix_end(keys.nodes))],
+        [wire.op_delete(wire.delete_message(keys.closed)), *put],
+        [],
+    )
+    read = _read(keys, place)
+    return Request(
+        [wire.compare_create(keys.closed, 0), wire.compare_create(key, 0)],
+        [*put, *read],
+        [wire.op_txn(reopen), *read],
+    )
+
+
+def resume(
+    keys: Keys, place: str, node: Node, round_revision: int, run_lease: int
+) -> Request:
+    """
+    Register a node again that is in the running round, and has lost its lease.
+
+    It fails if the round was written since, as it is when it broke. ``complete`` and
+    ``mark`` fail if they were decided on before this. It reads what ``register`` does.
+
+    Args:
+        keys: The keys of the run.
+        place: Where the node runs.
+        node: The node, with its new lease.
+        round_revision: The revision that the round is known to be written at.
+        run_lease: The lease of the run.
+    """
+    key = keys.node(place, node.id)
+    note = wire.put_message(keys.resumed, node.id.encode(), run_lease)
+    read = _read(keys, place)
+    return Request(
+        [wire.compare_mod(keys.round, round_revision), wire.compare_create(key, 0)],
+        [*_put_node_and_take_office(keys, key, node), wire.op_put(note), *read],
+        read,
+    )
+
+
+def _put_node_and_take_office(keys: Keys, key: bytes, node: Node) -> list[wire.Json]:
+    office = wire.put_message(keys.closer, node.id.encode(), node.lease)
+    return [
+        wire.op_put(wire.put_message(key, _node(node), node.lease)),
+        wire.op_txn(
+            wire.txn([wire.compare_create(keys.closer, 0)], [wire.op_put(office)], [])
+        ),
+    ]
+
+
+def _read(keys: Keys, place: str) -> list[wire.Json]:
+    return [
+        _range(keys.place(place), keys_only=True),
+        _range(keys.common),
+    ]
+
+
+def _range(prefix: bytes, *, keys_only: bool = False) -> wire.Json:
+    return wire.op_range(
+        wire.range_message(prefix, wire.prefix_end(prefix), keys_only=keys_only)
+    )
+
+
+def take_office(keys: Keys, key: bytes, node: Node) -> Request:
+    """
+    Become the closer, if there is none. On failure it reads the common keys.
+
+    Args:
+        keys: The keys of the run.
+        key: The node's own.
+        node: The node.
+    """
+    office = wire.put_message(keys.closer, node.id.encode(), node.lease)
+    return Request(
+        [
+            wire.compare_create(keys.closer, 0),
+            wire.compare_create(key, node.created),
+        ],
+        [wire.op_put(office)],
+        [_range(keys.common)],
+    )
+
+
+def resign(keys: Keys, office: int) -> Request:
+    """
+    Be the closer no longer.
+
+    Args:
+        keys: The keys of the run.
+        office: The revision that made the node the closer.
+    """
+    return Request(
+        [wire.compare_mod(keys.closer, office)],
+        [wire.op_delete(wire.delete_message(keys.closer))],
+        [],
+    )
+
+
+def load(keys: Keys) -> Request:
+    """
+    Read what the closer decides on.
+
+    Its ranges are the nodes, the common keys, the names, and the last return.
+    """
+    return Request(
+        [],
+        [
+            _range(keys.nodes),
+            _range(keys.common),
+            wire.op_range(wire.range_message(keys.names)),
+            wire.op_range(wire.range_message(keys.resumed, keys_only=True)),
+        ],
+        [],
+    )
+
+
+class Fence(NamedTuple):
+    """
+    What must still be so when the closer writes.
+
+    Attributes:
+        round: The revision of the round that was decided on, 0 for none.
+        office: The revision that made the node the closer.
+        resumed: The revision of the last return into the round, 0 for none.
+    """
+
+    round: int
+    office: int
+    resumed: int
+
+    def compare(self, keys: Keys) -> list[wire.Json]:
+        """
+        Return the comparisons.
+        """
+        return [
+            wire.compare_mod(keys.round, self.round),
+            wire.compare_mod(keys.closer, self.office),
+            wire.compare_mod(keys.resumed, self.resumed),
+        ]
+
+
+def complete(
+    keys: Keys, fence: Fence, new: Round, names: list[str], run_lease: int
+) -> Request:
+    """
+    Complete a round, unless the run is closed.
+
+    Args:
+        keys: The keys of the run.
+        fence: What was decided on.
+        new: The round.
+        names: The addresses of its nodes, in the order of their ranks.
+        run_lease: The lease of the run.
+    """
+    values = {
+        keys.round: _round(new),
+        keys.table: _table(new),
+        keys.names: _names(names),
+    }
+    return Request(
+        [*fence.compare(keys), wire.compare_create(keys.closed, 0)],
+        [
+            *(
+                wire.op_put(wire.put_message(key, value, run_lease))
+                for key, value in values.items()
+            ),
+            wire.op_delete(wire.delete_message(keys.progress)),
+        ],
+        [],
+    )
+
+
+def mark(keys: Keys, fence: Fence, marked: Round, run_lease: int) -> Request:
+    """
+    Write into a round what has become of it.
+    """
+    put = wire.put_message(keys.round, _round(marked), run_lease)
+    return Request(fence.compare(keys), [wire.op_put(put)], [])
+
+
+def say_progress(
+    keys: Keys, office: int, progress: Progress, own_lease: int
+) -> Request:
+    """
+    Tell those who wait how far the next round is.
+    """
+    put = wire.put_message(keys.progress, _progress(progress), own_lease)
+    return Request([wire.compare_mod(keys.closer, office)], [wire.op_put(put)], [])
+
+
+def leave(keys: Keys, place: str, node: Node) -> Request:
+    """
+    Leave a round, and wait for the next one.
+    """
+    key = keys.node(place, node.id)
+    put = wire.put_message(key, _node(node), node.lease)
+    return Request([wire.compare_create(key, node.created)], [wire.op_put(put)], [])
+
+
+def close(keys: Keys, node: str, run_lease: int) -> Request:
+    """
+    Close the run. On failure it was closed before.
+    """
+    put = wire.put_message(keys.closed, node.encode(), run_lease)
+    return Request([wire.compare_create(keys.closed, 0)], [wire.op_put(put)], [])
