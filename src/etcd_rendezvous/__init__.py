@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ._factory import create_backend, create_handler
     from ._handler import EtcdRendezvousHandler
     from ._install import install, uninstall
+    from ._live.handler import EtcdLiveRendezvousHandler
     from ._ports import find_free_port
     from ._process import stop_etcd
     from ._server import EtcdCluster, EtcdServer
@@ -42,6 +43,7 @@ __all__ = [
     "EtcdConnectionError",
     "EtcdError",
     "EtcdLimitError",
+    "EtcdLiveRendezvousHandler",
     "EtcdOutcomeUnknownError",
     "EtcdProtocolError",
     "EtcdRendezvousBackend",
@@ -66,6 +68,7 @@ __all__ = [
 _HOMES = {
     "EtcdClient": "_v3.client",
     "EtcdCluster": "_server",
+    "EtcdLiveRendezvousHandler": "_live.handler",
     "EtcdRendezvousBackend": "_backend",
     "EtcdRendezvousHandler": "_handler",
     "EtcdServer": "_server",
@@ -78,7 +81,14 @@ _HOMES = {
     "stop_etcd": "_process",
     "uninstall": "_install",
 }
-_NEED_TORCH = ("_backend", "_factory", "_handler", "_install", "_store")
+_NEED_TORCH = (
+    "_backend",
+    "_factory",
+    "_handler",
+    "_install",
+    "_live.handler",
+    "_store",
+)
 
 
 def __getattr__(name: str) -> "Any":

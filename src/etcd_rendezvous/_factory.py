@@ -6,6 +6,7 @@ From torch's rendezvous parameters to backend, store and handler.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from torch.distributed.elastic.rendezvous import (
@@ -23,8 +24,10 @@ from ._errors import (
     EtcdSettingError,
 )
 from ._handler import EtcdRendezvousHandler, settings_of_torch
+from ._live.handler import EtcdLiveRendezvousHandler
+from ._live.settings import parse_live_settings
 from ._log import SlowBeat, log
-from ._params import Settings, parse_settings
+from ._params import HANDLER_SETTINGS, Settings, parse_settings
 from ._requirements import require_python_etcd
 from ._store import EtcdStore
 from ._v3.client import EtcdClient
@@ -36,7 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["create_backend", "create_handler"]
 
 # Both names of each plug-in: torch may take the short one some day.
-V3_NAMES: Final = frozenset({"etcd-v3", "etcd-rendezvous-v3"})
+LIVE_NAMES: Final = frozenset({"etcd-live", "etcd-rendezvous-live"})
+V3_NAMES: Final = frozenset({"etcd-v3", "etcd-rendezvous-v3"}) | LIVE_NAMES
 AUTO_NAMES: Final = frozenset({"etcd-auto", "etcd-rendezvous-auto"})
 TORCH_NAME: Final = "etcd-v2"
 
@@ -140,10 +144,13 @@ def handler_of(params: RendezvousParameters, types: Types) -> RendezvousHandler:
                 "The run id is 'none', torchrun's default: all such jobs on this etcd "
                 "are one job. Give each its own with --rdzv-id."
             )
-        backend, store, spoken = _create(params, settings, types)
-        handler = EtcdRendezvousHandler.create(
-            store, backend, params, server.stop if server is not None else None
-        )
+        on_shutdown = server.stop if server is not None else None
+        handler: EtcdRendezvousHandler | EtcdLiveRendezvousHandler
+        if params.backend in LIVE_NAMES:
+            handler, spoken = _create_live(params, settings, types, on_shutdown)
+        else:
+            backend, store, spoken = _create(params, settings, types)
+            handler = EtcdRendezvousHandler.create(store, backend, params, on_shutdown)
         log.info("%s, %s.", spoken, handler.times_in_words())
         return handler
     except BaseException:
@@ -166,11 +173,13 @@ def _create_etcd_client(params: RendezvousParameters) -> Any:
 def _settings(
     params: RendezvousParameters, endpoint: str | None, startup_timeout: int
 ) -> Settings:
+    live = params.backend in LIVE_NAMES
     return parse_settings(
         endpoint,
         params.config,
         startup_timeout=startup_timeout,
-        handler_settings=settings_of_torch(),
+        handler_settings=HANDLER_SETTINGS if live else settings_of_torch(),
+        live=live,
     )
 
 
@@ -207,11 +216,33 @@ def _create(
     else:
         prefix = f"{backend.key}/store"
     store = types.store(client, prefix, ttl=settings.store_ttl)
-    spoken = (
+    return backend, store, _spoken(params, settings, api)
+
+
+def _create_live(
+    params: RendezvousParameters,
+    settings: Settings,
+    types: Types,
+    on_shutdown: Callable[[], None] | None,
+) -> tuple[EtcdLiveRendezvousHandler, str]:
+    """
+    Create the handler of `etcd-live`; return it, and what is spoken where, in words.
+    """
+    own = parse_live_settings(params.config)
+    client, api = _client(params, settings)
+    key = key_of_state(settings.key_prefix, params.run_id)
+    store = types.store(client, f"{key}/store", ttl=settings.store_ttl)
+    handler = EtcdLiveRendezvousHandler(client, store, key, params, own, on_shutdown)
+    return handler, _spoken(params, settings, api)
+
+
+def _spoken(params: RendezvousParameters, settings: Settings, api: str) -> str:
+    live = params.backend in LIVE_NAMES
+    return (
         f"The rendezvous '{params.run_id}' ({params.backend}) speaks etcd's {api} API "
-        f"at {', '.join(map(str, settings.endpoints))} with {settings.in_words(api)}"
+        f"at {', '.join(map(str, settings.endpoints))} with "
+        f"{settings.in_words(api, live=live)}"
     )
-    return backend, store, spoken
 
 
 def _choose(name: str, run_id: str, settings: Settings) -> tuple[Any, str]:

@@ -15,7 +15,6 @@ from typing import Any
 
 from torch.distributed import DistNetworkError, DistStoreError, Store
 from torch.distributed.elastic.events import get_logging_handler
-from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -37,6 +36,7 @@ from ._errors import EtcdAuthError, EtcdLimitError, EtcdReplyError
 from ._guard import GuardedBackend
 from ._log import BEAT_SECONDS, SlowBeat, log
 from ._params import HANDLER_SETTINGS
+from ._signals import signalled
 
 __all__ = ["EtcdRendezvousHandler", "settings_of_torch"]
 
@@ -336,7 +336,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             Whether that was written.
         """
         try:
-            if _signalled(sys.exc_info()[1]):
+            if signalled(sys.exc_info()[1]):
                 self._stop_heartbeats()
                 return False
             with self._backend.time_limit(self.settings.timeout.close.total_seconds()):
@@ -488,17 +488,6 @@ class StateHolder(_BackendRendezvousStateHolder):
             f"Waiting to join '{run}', {left:.0f} s left: "
             f"{describe(self._state, self._settings)}"
         )
-
-
-def _signalled(error: BaseException | None) -> bool:
-    """
-    Say whether an exception, or one that it followed, came of a signal.
-    """
-    while error is not None:
-        if isinstance(error, SignalException | KeyboardInterrupt):
-            return True
-        error = error.__context__
-    return False
 
 
 def settings_of_torch() -> frozenset[str]:

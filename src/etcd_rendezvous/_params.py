@@ -75,6 +75,12 @@ _OUR_SETTINGS: Final = frozenset(
         "request_limit",
     }
 )
+# What the handler of `etcd-live` reads besides torch's.
+_LIVE_SETTINGS: Final = frozenset(
+    {"rejoin_last_call_timeout", "on_node_loss", "rank_order"}
+)
+# What concerns the state, which it does not have.
+_NOT_OF_LIVE: Final = frozenset({"ttl", "closed_ttl", "request_limit"})
 _COUNTS: Final = frozenset({"keep_alive_max_attempt", "request_limit"})  # no seconds
 _SECRETS: Final = frozenset({"password", "passwd", "token"})
 
@@ -155,12 +161,13 @@ class Settings:
     request_limit: int = DEFAULT_REQUEST_LIMIT
     notes: tuple[str, ...] = field(default=(), compare=False)
 
-    def in_words(self, api: str) -> str:
+    def in_words(self, api: str, *, live: bool = False) -> str:
         """
         List the values that take effect, for the log.
 
         Args:
             api: The API that is spoken, ``v2`` or ``v3``.
+            live: Whether it is the handler of `etcd-live`.
         """
         default = DEFAULT_STORE_TTL_V2 if api == "v2" else DEFAULT_STORE_TTL
         who = self.credentials
@@ -172,7 +179,10 @@ class Settings:
             "closed_ttl": self.closed_ttl,
             "store_ttl": self.store_ttl or default,
         }
-        limit = f"{self.request_limit} bytes" if api == "v3" else None
+        if live:
+            del seconds["ttl"], seconds["closed_ttl"]
+        has_limit = api == "v3" and not live
+        limit = f"{self.request_limit} bytes" if has_limit else None
         texts = {
             "request_limit": limit,
             "key_prefix": self.key_prefix,
@@ -300,6 +310,7 @@ def parse_settings(
     *,
     startup_timeout: int,
     handler_settings: AbstractSet[str] = HANDLER_SETTINGS,
+    live: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """
@@ -309,7 +320,8 @@ def parse_settings(
         endpoint: torch's endpoint; see :func:`parse_endpoints`.
         config: The settings by name; values as texts or what they stand for.
         startup_timeout: The default of that setting, in seconds.
-        handler_settings: The settings that the installed torch's handler reads.
+        handler_settings: The settings that the handler reads of torch's.
+        live: Whether it is the handler of `etcd-live`.
         environ: The environment variables, where the password may be.
 
     Returns:
@@ -321,7 +333,7 @@ def parse_settings(
             it is torch's.
     """
     notes: list[str] = []
-    values = _known(config, handler_settings, notes)
+    values = _known(config, handler_settings, notes, live=live)
     read_timeout = _integer(values, "read_timeout", DEFAULT_READ_TIMEOUT)
     if read_timeout <= 0:
         # torch's words
@@ -339,7 +351,7 @@ def parse_settings(
     endpoints = parse_endpoints(endpoint, protocol)
     for name in HANDLER_SETTINGS:
         # torch takes a keep_alive_interval of 0, and then never begins.
-        _positive(config, name, 1)
+        whole_number(config, name, 1)
     if any((tls.cert, tls.ca)) and all(e.scheme == "http" for e in endpoints):
         notes.append(
             "Certificates are set, but the protocol is http: they are not used. "
@@ -360,25 +372,33 @@ def parse_settings(
         tls=tls,
         credentials=credentials,
         read_timeout=read_timeout,
-        connect_timeout=_positive(values, "connect_timeout", DEFAULT_CONNECT_TIMEOUT),
-        startup_timeout=_positive(
-            values, "startup_timeout", startup_timeout, zero=True
+        connect_timeout=whole_number(
+            values, "connect_timeout", DEFAULT_CONNECT_TIMEOUT
+        ),
+        startup_timeout=whole_number(
+            values, "startup_timeout", startup_timeout, least=0
         ),
         key_prefix=_key_prefix(values.get("key_prefix")),
-        ttl=_positive(values, "ttl", DEFAULT_STATE_TTL, least=LEAST_TTL),
-        closed_ttl=_positive(values, "closed_ttl", DEFAULT_CLOSED_TTL, least=LEAST_TTL),
+        ttl=whole_number(values, "ttl", DEFAULT_STATE_TTL, least=LEAST_TTL),
+        closed_ttl=whole_number(
+            values, "closed_ttl", DEFAULT_CLOSED_TTL, least=LEAST_TTL
+        ),
         store_ttl=(
             None
             if values.get("store_ttl") is None
-            else _positive(values, "store_ttl", DEFAULT_STORE_TTL, least=LEAST_TTL)
+            else whole_number(values, "store_ttl", DEFAULT_STORE_TTL, least=LEAST_TTL)
         ),
-        request_limit=_positive(values, "request_limit", DEFAULT_REQUEST_LIMIT),
+        request_limit=whole_number(values, "request_limit", DEFAULT_REQUEST_LIMIT),
         notes=tuple(notes),
     )
 
 
 def _known(
-    config: Mapping[str, Any], handler_settings: AbstractSet[str], notes: list[str]
+    config: Mapping[str, Any],
+    handler_settings: AbstractSet[str],
+    notes: list[str],
+    *,
+    live: bool,
 ) -> dict[str, Any]:
     """
     Sort settings by whose they are; refuse what is nobody's.
@@ -386,6 +406,7 @@ def _known(
     values: dict[str, Any] = {}
     foreign: list[str] = []
     too_new: list[str] = []
+    of_others = _NOT_OF_LIVE if live else _LIVE_SETTINGS
     for name, value in config.items():
         if name in _SECRETS:
             raise EtcdSettingError(
@@ -401,6 +422,8 @@ def _known(
                     "different values."
                 )
             values[ours] = value
+        elif name in _LIVE_SETTINGS:
+            pass  # The handler parses them.
         elif name in _C10D_SETTINGS:
             foreign.append(name)
         elif name in HANDLER_SETTINGS - handler_settings:
@@ -411,6 +434,13 @@ def _known(
         notes.append(
             f"The setting(s) {', '.join(sorted(foreign))} belong to torch's c10d "
             "backend and have no effect here."
+        )
+    misplaced = sorted(of_others.intersection(config))
+    if misplaced:
+        whose = "those that torch's handler runs" if live else "etcd-live"
+        notes.append(
+            f"The setting(s) {', '.join(misplaced)} have no effect here: they are for "
+            f"{whose}."
         )
     if too_new:
         notes.append(
@@ -430,7 +460,7 @@ def _known(
 
 
 def _unknown(name: str) -> str:
-    known = sorted(_OUR_SETTINGS | HANDLER_SETTINGS | set(_ALIASES))
+    known = sorted(_OUR_SETTINGS | HANDLER_SETTINGS | _LIVE_SETTINGS | set(_ALIASES))
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     if near:
         return f"The setting '{name}' is unknown; did you mean '{near[0]}'?"
@@ -457,21 +487,26 @@ def _integer(values: Mapping[str, Any], name: str, default: int) -> int:
         raise EtcdSettingError(message) from None
 
 
-def _positive(
-    values: Mapping[str, Any],
-    name: str,
-    default: int,
-    *,
-    zero: bool = False,
-    least: int = 1,
+def whole_number(
+    values: Mapping[str, Any], name: str, default: int, *, least: int = 1
 ) -> int:
+    """
+    Return a setting that is a whole number, of seconds mostly.
+
+    Args:
+        values: The settings by name.
+        name: The setting.
+        default: What it is if it is not set.
+        least: The smallest that it may be.
+
+    Raises:
+        EtcdSettingError: It is none, or smaller.
+    """
     number = _integer(values, name, default)
-    smallest = 0 if zero else least
-    if number < smallest:
+    if number < least:
         unit = " s" if name not in _COUNTS else ""
         raise EtcdSettingError(
-            f"The setting '{name}' must be {smallest}{unit} or more, "
-            f"not {number}{unit}."
+            f"The setting '{name}' must be {least}{unit} or more, not {number}{unit}."
         )
     return number
 

@@ -53,7 +53,8 @@ def _take_over() -> None:
             )
 
 
-etcd_auto = etcd_rendezvous_v3 = etcd_rendezvous_auto = etcd_v3
+etcd_auto = etcd_live = etcd_v3
+etcd_rendezvous_v3 = etcd_rendezvous_auto = etcd_rendezvous_live = etcd_v3
 
 
 def _create(params: "RendezvousParameters") -> "RendezvousHandler":
@@ -80,6 +81,7 @@ def _say_whose_names() -> None:
     for name, longer in (
         ("etcd-v3", "etcd-rendezvous-v3"),
         ("etcd-auto", "etcd-rendezvous-auto"),
+        ("etcd-live", "etcd-rendezvous-live"),
     ):
         creator = creators.get(name, _create)
         if creator is not _create:

@@ -119,6 +119,12 @@ class EtcdStore(Store):
     def __repr__(self) -> str:
         return f"<EtcdStore {self._directory!r} {self.client!r}>"
 
+    def _hand_lease_over(self) -> Any:
+        """
+        Return the lease of the keys (v3); its caller keeps it alive, in this process.
+        """
+        return self._keys.hand_lease_over()  # type: ignore[attr-defined]
+
     # -- one key ----------------------------------------------------------------------
 
     def set(self, key: str | bytes, value: str | bytes) -> None:

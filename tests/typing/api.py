@@ -23,6 +23,7 @@ from etcd_rendezvous import (
     EtcdCluster,
     EtcdConnectionError,
     EtcdError,
+    EtcdLiveRendezvousHandler,
     EtcdOutcomeUnknownError,
     EtcdProtocolError,
     EtcdRendezvousBackend,
@@ -46,6 +47,8 @@ def use_parameters(params: RendezvousParameters) -> None:
     handler: RendezvousHandler = create_handler(params)
     ours: EtcdRendezvousHandler = EtcdRendezvousHandler.create(store, backend, params)
     waiting: int = ours.num_nodes_waiting()
+    if isinstance(handler, EtcdLiveRendezvousHandler):
+        waiting = handler.num_nodes_waiting()
     closed: bool = handler.shutdown()
     creator: Callable[[RendezvousParameters], RendezvousHandler] = create_handler
     print(waiting, closed, creator)

@@ -19,6 +19,7 @@ import etcd_rendezvous
 from support.scripted import ScriptedServer, json_reply
 
 NEEDS_TORCH = [
+    "EtcdLiveRendezvousHandler",
     "EtcdRendezvousBackend",
     "EtcdRendezvousHandler",
     "EtcdStore",

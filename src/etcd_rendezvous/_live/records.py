@@ -24,7 +24,7 @@ What names no lease hangs on that of the run's store, and goes away with it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .._v3.wire import Entry
@@ -159,6 +159,15 @@ class Progress:
     missing: tuple[str, ...] = ()
     missing_count: int = 0
     seconds: float | None = None
+
+    def same_as(self, other: Progress | None) -> bool:
+        """
+        Say whether it says the same but for the seconds, which go by.
+        """
+        return other is not None and (
+            replace(self, seconds=None) == replace(other, seconds=None)
+            and (self.seconds is None) == (other.seconds is None)
+        )
 
 
 def node_id(key: bytes) -> str:

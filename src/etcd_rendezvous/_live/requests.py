@@ -19,6 +19,7 @@ from .records import encode_round as _round
 from .records import encode_table as _table
 
 __all__ = [
+    "Fence",
     "Request",
     "close",
     "complete",
@@ -30,6 +31,7 @@ __all__ = [
     "resume",
     "say_progress",
     "take_office",
+    "told",
 ]
 
 
@@ -118,6 +120,23 @@ def _range(prefix: bytes, *, keys_only: bool = False) -> wire.Json:
     return wire.op_range(
         wire.range_message(prefix, wire.prefix_end(prefix), keys_only=keys_only)
     )
+
+
+def told(request: Request, revision: int) -> list[wire.Event]:
+    """
+    Return what a watch will tell of a transaction that has succeeded.
+
+    Only of its puts and deletes of single keys, and only what they have in common with
+    what the watch tells: keys, values, leases, and the revision of the change.
+
+    Args:
+        request: The transaction.
+        revision: The revision that it was applied at.
+    """
+    return [
+        wire.Event(deleted, wire.Entry(key, value, revision, revision, 1, lease))
+        for key, value, lease, deleted in wire.changes(request.success)
+    ]
 
 
 def take_office(keys: Keys, key: bytes, node: Node) -> Request:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
@@ -21,6 +22,7 @@ from .records import NONE_LEFT, Node, Progress, Round
 __all__ = [
     "Action",
     "Decision",
+    "Roster",
     "Rules",
     "Snapshot",
     "Standing",
@@ -76,33 +78,84 @@ class Snapshot:
         return self.round.number if self.round else NONE_LEFT
 
     @property
-    def gone(self) -> list[str]:
+    def gone(self) -> AbstractSet[str]:
         """
         The ids of those in the last round that live no more.
         """
         members = self.round.members if self.round else ()
-        return [member for member in members if member not in self.nodes]
+        return {member for member in members if member not in self.nodes}
 
     @property
-    def inside(self) -> list[str]:
+    def inside(self) -> AbstractSet[str]:
         """
         The ids of those that live, and have not left the last round.
         """
         members = self.round.members if self.round else ()
-        return [
+        return {
             member
             for member in members
             if member in self.nodes and self.nodes[member].left < self.number
-        ]
+        }
 
     @property
     def waiting(self) -> list[Node]:
         """
         Those that wait for the next round, the oldest first.
         """
-        inside = set(self.inside)
+        inside = self.inside
         waiting = [node for node in self.nodes.values() if node.id not in inside]
         return sorted(waiting, key=lambda node: (node.created, node.id))
+
+
+class Roster:
+    """
+    A snapshot that follows what happens, one node at a time.
+
+    It says what a :class:`Snapshot` of the same says, at a cost that does not grow with
+    the number of nodes. Not safe for threads.
+
+    Args:
+        nodes: The nodes that live, by id.
+        last: The last round that has completed.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node], last: Round | None) -> None:
+        self.nodes = dict(nodes)
+        self.round = last
+        self.closed = False
+        seen = Snapshot(self.nodes, last)
+        self.number = seen.number
+        self.inside = set(seen.inside)
+        self.gone = set(seen.gone)
+        self._members = frozenset(last.members if last else ())
+
+    def put(self, node: Node) -> None:
+        """
+        Take note of what a node has written.
+        """
+        self.nodes[node.id] = node
+        if node.id in self._members:
+            self.gone.discard(node.id)
+            if node.left < self.number:
+                self.inside.add(node.id)
+            else:
+                self.inside.discard(node.id)
+
+    def drop(self, node: str) -> None:
+        """
+        Take note that a node is gone.
+        """
+        self.nodes.pop(node, None)
+        self.inside.discard(node)
+        if node in self._members:
+            self.gone.add(node)
+
+    @property
+    def waiting(self) -> list[Node]:
+        """
+        Those that wait for the next round, the oldest first.
+        """
+        return Snapshot(self.nodes, self.round).waiting
 
 
 class Action(Enum):
@@ -137,7 +190,7 @@ class Decision:
 
 
 def decide(
-    snapshot: Snapshot,
+    snapshot: Snapshot | Roster,
     rules: Rules,
     now: float,
     enough_since: float | None = None,
@@ -157,26 +210,27 @@ def decide(
     """
     if snapshot.closed:
         return Decision()
-    last, gone, waiting = snapshot.round, snapshot.gone, snapshot.waiting
+    last, gone = snapshot.round, snapshot.gone
+    waiting = len(snapshot.nodes) - len(snapshot.inside)
     present = len(snapshot.inside) + (len(gone) if gone_may_return else 0)
     if last is not None and present:
         broken = last.broken or (bool(gone) and not gone_may_return)
         # As in torch, whoever finds no room is not announced: it is a spare.
-        welcome = len(waiting) if present < rules.max_nodes else 0
+        welcome = waiting if present < rules.max_nodes else 0
         if broken != last.broken or bool(welcome) != bool(last.waiting):
             marked = replace(last, broken=broken, waiting=welcome)
             return Decision(Action.MARK, marked)
         return Decision()
-    if len(waiting) < rules.min_nodes:
+    if waiting < rules.min_nodes:
         return Decision()
-    if len(waiting) < rules.max_nodes:
+    if waiting < rules.max_nodes:
         since = now if enough_since is None else enough_since
         # With all of it gone it is what an earlier job has left behind.
         lost = last is not None and 0 < len(gone) < len(last.members)
         ends = since + (rules.rejoin_last_call if lost else rules.last_call)
         if now < ends:
             return Decision(enough_since=since, wake_at=ends)
-    ranked = sorted(waiting[: rules.max_nodes], key=rank_key)
+    ranked = sorted(snapshot.waiting[: rules.max_nodes], key=rank_key)
     return Decision(
         Action.COMPLETE,
         Round(
@@ -263,7 +317,7 @@ def nodes_waiting(
 
 
 def progress(
-    snapshot: Snapshot, names: Mapping[str, str], seconds: float | None
+    snapshot: Snapshot | Roster, names: Mapping[str, str], seconds: float | None
 ) -> Progress:
     """
     Say how far the next round is.

@@ -328,7 +328,7 @@ class EtcdClient:
 
     # -- leases -------------------------------------------------------------------
 
-    def grant(self, ttl: int, lease_id: int, *, timeout: float | None = None) -> None:
+    def grant(self, ttl: int, lease_id: int, *, timeout: float | None = None) -> int:
         """
         Grant a lease with an identifier of the caller's.
 
@@ -338,16 +338,23 @@ class EtcdClient:
                 random: if it exists, an earlier attempt is taken to have won.
             timeout: The most seconds to take; None for ``read_timeout``.
 
+        Returns:
+            The seconds that it was granted for, or 0 if it exists.
+
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
-        with contextlib.suppress(_LeaseExistsError):
-            self._call(
+        try:
+            reply = self._call(
                 wire.GRANT,
                 {"TTL": str(ttl), "ID": str(lease_id)},
                 "grant a lease",
                 timeout,
             )
+        except _LeaseExistsError:
+            return 0
+        with _etcds_own(reply.endpoint, writes=True):
+            return int(reply.value.get("TTL", 0))
 
     def keep_alive(self, lease_id: int, *, timeout: float | None = None) -> int:
         """

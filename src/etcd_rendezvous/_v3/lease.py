@@ -149,6 +149,8 @@ class SharedLease:
         # Whether its client was closed at the last beat, and used since.
         self.rests = False
         self._used_since = False
+        # Whether somebody else does what a keeper does.
+        self._handed_over = False
         # A lock of its own: the other one is held while etcd is asked.
         self._keeper_lock = threading.Lock()
         self._keeper: threading.Thread | None = None
@@ -163,17 +165,26 @@ class SharedLease:
             self._start_anew()
         if self.rests:
             self._used_since = True
-        if self._keeper is None:
+        if self._keeper is None and not self._handed_over:
             with self._keeper_lock:
                 if self._keeper is None:
                     self._keeper = _start_keeper(self)
 
-    def current(self, timeout: float) -> int:
+    def hand_over(self) -> SharedLease:
+        """
+        Leave it to the caller to call :meth:`beat`, in this process.
+        """
+        self._handed_over = True
+        return self
+
+    def current(self, timeout: float, *, probably_new: bool = False) -> int:
         """
         Return the identifier, granted.
 
         Args:
             timeout: The most seconds to take.
+            probably_new: Whether nobody is likely to have granted it: saves a request
+                then, and costs one otherwise.
 
         Raises:
             EtcdError: It could not be granted or renewed.
@@ -185,8 +196,12 @@ class SharedLease:
         with held(self._lock, timeout, "grant a lease"):
             if not self._granted:
                 left = max(deadline - time.monotonic(), 0.0)
+                granted = probably_new and self._client.grant(
+                    self._ttl, self.id, timeout=left
+                )
+                left = max(deadline - time.monotonic(), 0.0)
                 # What is there may be about to expire, so it is renewed first.
-                if not self._client.keep_alive(self.id, timeout=left):
+                if not granted and not self._client.keep_alive(self.id, timeout=left):
                     left = max(deadline - time.monotonic(), 0.0)
                     self._client.grant(self._ttl, self.id, timeout=left)
                 self._granted = True
@@ -206,11 +221,14 @@ class SharedLease:
         """
         return self._ttl / _BEATS_PER_TTL
 
-    def beat(self) -> bool:
+    def beat(self, limit: float | None = None) -> bool:
         """
         Renew it once, if it is there; what a keeper does.
 
         Nothing is sent over a client that was closed and not used since.
+
+        Args:
+            limit: The most seconds to take; None for the time between beats.
 
         Returns:
             False if the server did not answer.
@@ -219,7 +237,8 @@ class SharedLease:
         self._used_since = False
         if self.rests:
             return True
-        limit = max(self.seconds_between_beats, 0.5)
+        if limit is None:
+            limit = max(self.seconds_between_beats, 0.5)
         was_granted = self._granted
         try:
             ttl = self._client.keep_alive(self.id, timeout=limit)

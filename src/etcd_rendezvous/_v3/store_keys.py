@@ -87,6 +87,12 @@ class V3StoreKeys:
         self._queues = _beside(self._directory, b"queues/")
         self._lease = SharedLease(self._client, ttl, self._directory)
 
+    def hand_lease_over(self) -> SharedLease:
+        """
+        Return the lease of the keys; its caller keeps it alive, in this process.
+        """
+        return self._lease.hand_over()
+
     @property
     def read_timeout(self) -> float:
         """

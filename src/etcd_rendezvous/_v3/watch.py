@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import urllib3
@@ -56,14 +56,28 @@ class Watch:
             EtcdConnectionError: The stream broke or ended.
             EtcdReplyError: The server ended a watch.
         """
+        for batch in self.batches(idle):
+            yield from batch
+
+    def batches(self, idle: float | None) -> Iterator[list[wire.Event]]:
+        """
+        Yield the changes as :meth:`events` does, those of one message together.
+
+        The changes that one transaction has made to what one watch of the stream is
+        about come in one message.
+
+        Args:
+            idle: The seconds of silence after which it ends; None for never.
+        """
         self._limit(idle)
-        yield from self._early
-        self._early.clear()
+        if self._early:
+            early, self._early = self._early, []
+            yield early
         try:
             for message in self._messages:
                 self._refuse_canceled(message)
                 self.revision = max(self.revision, message.revision)
-                yield from message.events
+                yield message.events
         except ReadTimeoutError:
             return
         except (HTTPError, OSError) as error:
@@ -71,6 +85,13 @@ class Watch:
                 f"Could not {self._what}: the stream broke ({error})."
             ) from error
         raise EtcdConnectionError(f"Could not {self._what}: the stream ended.")
+
+    def interrupt(self) -> None:
+        """
+        Break the stream, from any thread: whoever reads it is told so.
+        """
+        with suppress(HTTPError, OSError, ValueError, RuntimeError):
+            self._response.shutdown()
 
     def wait_created(self, how_many: int, seconds: float) -> None:
         """
@@ -103,7 +124,7 @@ class Watch:
                 f"Could not {self._what}: the stream broke ({error})."
             ) from error
 
-    def _limit(self, seconds: float) -> None:
+    def _limit(self, seconds: float | None) -> None:
         """
         Let nothing be waited for longer than this.
         """

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -282,6 +282,23 @@ def op_txn(message: Json) -> Json:
     Return a transaction as an operation of a transaction.
     """
     return {"request_txn": message}
+
+
+def changes(operations: Iterable[Json]) -> Iterator[tuple[bytes, bytes, int, bool]]:
+    """
+    Yield what operations of a transaction change, each on a single key.
+
+    Yields:
+        The key, its new value, its lease, and whether it is deleted.
+    """
+    for operation in operations:
+        put = operation.get("request_put")
+        delete = operation.get("request_delete_range")
+        if put is not None:
+            value = b64decode(put["value"])
+            yield b64decode(put["key"]), value, int(put.get("lease", 0)), False
+        elif delete is not None:
+            yield b64decode(delete["key"]), b"", 0, True
 
 
 def compare_mod(key: bytes, mod_revision: int) -> Json:

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+The closer: the one node that completes rounds, and says what has become of them.
+
+Its thread reads a watch on all nodes, and acts on what it tells. When it is time for
+something although nothing has happened, the node's own thread lets it act. Every write
+is fenced: it does nothing unless all is still so as it was decided on. After any
+failure everything is read again, and decided anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from .._errors import EtcdError
+from .._log import log
+from .._v3 import retry, wire
+from .._v3.client import LeaseNotFoundError
+from . import requests
+from .mirror import Mirror
+from .records import Node, Progress, Round, decode_names, decode_node, node_id
+from .rounds import Action, Decision, Roster, decide, progress
+
+if TYPE_CHECKING:
+    from .._v3.watch import Watch
+    from .node import LiveNode
+
+__all__ = ["Closer"]
+
+_AGAIN_SECONDS: Final = 0.5
+_CALL_SECONDS: Final = 5.0
+# Whether the watch has missed anything is looked at this often.
+_GUARD_SECONDS: Final = 15.0
+# How far the next round is, is first said after so long, and no more often.
+_PROGRESS_SECONDS: Final = 5.0
+
+
+class Closer:
+    """
+    One term of office.
+
+    Args:
+        node: The node that holds it.
+        office: The revision that it took it at.
+    """
+
+    def __init__(self, node: LiveNode, office: int) -> None:
+        self.office = office
+        #: When to act although nothing has happened.
+        self.wake_at = float("inf")
+        self._node = node
+        self._id = node.node.id
+        self._own_lease = node.node.lease
+        self._stopped = False
+        # Held while it decides and acts.
+        self._acting = threading.Lock()
+        self._nodes = Mirror(node.keys.nodes)
+        self._roster = Roster({}, None)
+        # Everything has to be read (again).
+        self._stale = True
+        self._resumed = 0
+        self._names: dict[str, str] = {}
+        self._enough_since: float | None = None
+        self._waiting_since: float | None = None
+        self._said: Progress | None = None
+        self._say_at = 0.0
+        self._guard_at = node.clock() + _GUARD_SECONDS
+        self._watch: Watch | None = None
+        self.thread = threading.Thread(
+            target=self._run, name="etcd-rendezvous closer", daemon=True
+        )
+
+    def start(self) -> None:
+        """
+        Begin.
+        """
+        self.thread.start()
+
+    def serves(self, office: int) -> bool:
+        """
+        Say whether it is at work for a term of office.
+        """
+        return office == self.office and self.thread.is_alive()
+
+    def stop(self) -> None:
+        """
+        End, without waiting for the end.
+        """
+        self._stopped = True
+        watch = self._watch
+        if watch is not None:
+            watch.interrupt()
+
+    def on_duty(self) -> bool:
+        """
+        Say whether the node still holds the office, as far as is known.
+        """
+        view = self._node.view
+        return (
+            not self._stopped
+            and self._node.registered
+            and view.closer == self._id
+            and view.office == self.office
+        )
+
+    # -- the watch --------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failures = 0
+        try:
+            while self.on_duty():
+                try:
+                    self._read_watch()
+                except EtcdError as error:
+                    log.debug("The closer's watch broke: %s", error)
+                    self._node.pause(retry.pause_seconds(min(failures, 4)))
+                    failures += 1
+        except Exception:  # noqa: BLE001 - the run must not be left without a closer
+            log.exception("The closer of '%s' ends.", self._node.run_id)
+            self._resign()
+        finally:
+            self.wake_at = float("inf")
+
+    def _read_watch(self) -> None:
+        prefix = self._nodes.prefix
+        create = wire.watch_create(prefix, wire.prefix_end(prefix), watch_id=1)
+        what = f"watch the nodes below '{prefix.decode()}'"
+        with self._node.client.watch(
+            [create], what=what, timeout=_CALL_SECONDS
+        ) as watch:
+            self._watch = watch
+            if not self.on_duty():
+                return
+            with self._acting:
+                self._stale = True
+                self._act()
+            for events in watch.batches(None):
+                with self._acting:
+                    if self._nodes.tell(events):
+                        for event in events:
+                            self._note(event.entry.key)
+                        self._act()
+                if not self.on_duty():
+                    return
+
+    def _note(self, key: bytes) -> None:
+        """
+        Bring what is known of a node into the roster.
+        """
+        entry = self._nodes.get(key)
+        node = _node_of(entry) if entry else None
+        if node is None:
+            self._roster.drop(node_id(key))
+        else:
+            self._names[node.id] = node.address
+            self._roster.put(node)
+
+    # -- deciding, and acting ---------------------------------------------------------
+
+    def wake(self) -> None:
+        """
+        Act because it is time, unless it is acting.
+        """
+        if not self._acting.acquire(blocking=False):
+            self.wake_at = self._node.clock() + _AGAIN_SECONDS / 10
+            return
+        try:
+            if self._node.clock() >= self._guard_at:
+                self._look_after_watch()
+            self._act()
+        finally:
+            self._acting.release()
+
+    def _act(self) -> None:
+        """
+        Decide, and do it, until there is nothing to do.
+        """
+        node = self._node
+        try:
+            while self.on_duty() and not node.view.corrupt:
+                if self._stale:
+                    self._load()
+                    continue
+                view = node.view
+                self._follow(view.round)
+                self._roster.closed = view.closed
+                now = node.clock()
+                away = node.away_lately()
+                decision = decide(
+                    self._roster,
+                    node.rules,
+                    now,
+                    self._enough_since,
+                    gone_may_return=away,
+                )
+                self._enough_since = decision.enough_since
+                if decision.action is not Action.WAIT:
+                    self._write(decision)
+                    continue
+                self._say_progress(now, decision)
+                due = [self._guard_at, decision.wake_at or float("inf"), self._say_at]
+                if away and self._roster.gone:
+                    due.append(now + _AGAIN_SECONDS)
+                self._wake_at(min(due))
+                return
+            self._wake_at(float("inf"))
+        except EtcdError as error:
+            log.debug("The closer reads again: %s", error)
+            self._stale = True
+            self._wake_at(node.clock() + _AGAIN_SECONDS)
+
+    def _follow(self, last: Round | None) -> None:
+        """
+        Let the roster be about the last round, as it was last written.
+        """
+        known = self._roster.round
+        if (last and last.revision) == (known and known.revision):
+            return
+        if (last and last.number) != (known and known.number):
+            self._enough_since = None
+        self._roster = Roster(self._roster.nodes, last)
+
+    def _wake_at(self, when: float) -> None:
+        with self._node.changed:
+            if when < self.wake_at:
+                self._node.changed.notify_all()
+            self.wake_at = when
+
+    def _load(self) -> None:
+        """
+        Read everything that it decides on.
+        """
+        node = self._node
+        known = self._nodes.read
+        reply = node.client.txn(
+            *requests.load(node.keys),
+            what=f"read the nodes below '{node.keys.nodes.decode()}'",
+            timeout=_CALL_SECONDS,
+            writes=False,
+        )
+        nodes, common, names, resumed = reply.ranges
+        if reply.revision < known:
+            self._nodes.forget()
+        self._nodes.load(nodes.entries, reply.revision)
+        node.load(common.entries, reply.revision)
+        self._resumed = resumed.entries[0].mod_revision if resumed.entries else 0
+        found = [one for one in map(_node_of, self._nodes) if one is not None]
+        view = node.view
+        if names.entries and view.round is not None:
+            self._names = dict(
+                zip(
+                    view.round.members,
+                    decode_names(names.entries[0].value),
+                    strict=False,
+                )
+            )
+        self._names.update({one.id: one.address for one in found})
+        self._roster = Roster({one.id: one for one in found}, view.round)
+        self._stale = False
+
+    def _write(self, decision: Decision) -> None:
+        """
+        Complete a round, or mark the running one.
+        """
+        node = self._node
+        new = decision.round
+        assert new is not None  # noqa: S101 - there is one unless it waits
+        keys, view = node.keys, node.view
+        fence = requests.Fence(view.round_revision, self.office, self._resumed)
+        lease = node.run_lease.current(
+            _CALL_SECONDS, probably_new=view.round_revision == 0
+        )
+        completes = decision.action is Action.COMPLETE
+        what = f"complete round {new.number}" if completes else "mark the round"
+        if completes:
+            names = [self._names[member] for member in new.members]
+            request = requests.complete(keys, fence, new, names, lease)
+        else:
+            request = requests.mark(keys, fence, new, lease)
+        # What becomes of it, if that stays unknown, the next read tells.
+        self._stale = True
+        try:
+            reply = node.client.txn(
+                *request, what=f"{what} of '{node.run_id}'", timeout=_CALL_SECONDS
+            )
+        except LeaseNotFoundError:
+            node.run_lease.forget(lease)
+            return
+        if not reply.succeeded:
+            return
+        self._stale = False
+        node.tell(requests.told(request, reply.revision))
+        if completes:
+            self._waiting_since = None
+            self._names = {
+                one: self._names[one] for one in (*new.members, *self._roster.nodes)
+            }
+
+    def _say_progress(self, now: float, decision: Decision) -> None:
+        """
+        Tell those who wait how far the next round is, after a while.
+        """
+        self._say_at = float("inf")
+        roster, last = self._roster, self._roster.round
+        forming = not roster.inside or (last and (last.broken or last.waiting))
+        if roster.closed or not forming or not roster.nodes:
+            self._waiting_since = None
+            return
+        if self._waiting_since is None:
+            self._waiting_since = now
+            self._say_at = now + _PROGRESS_SECONDS
+            return
+        if now < self._waiting_since + _PROGRESS_SECONDS:
+            self._say_at = self._waiting_since + _PROGRESS_SECONDS
+            return
+        seconds = None if decision.wake_at is None else decision.wake_at - now
+        said = progress(roster, self._names, seconds)
+        if said.same_as(self._said):
+            return
+        self._said = said
+        self._waiting_since = now
+        node = self._node
+        node.client.txn(
+            *requests.say_progress(node.keys, self.office, said, self._own_lease),
+            what=f"say how far the next round of '{node.run_id}' is",
+            timeout=_CALL_SECONDS,
+        )
+
+    def _look_after_watch(self) -> None:
+        """
+        Open the watch again if it has missed anything.
+        """
+        self._guard_at = self._node.clock() + _GUARD_SECONDS
+        known = max([self._nodes.read, *(one.mod_revision for one in self._nodes)])
+        try:
+            found, revision = self._node.client.range(
+                self._nodes.prefix,
+                wire.prefix_end(self._nodes.prefix),
+                keys_only=True,
+                min_mod_revision=known + 1,
+                timeout=_CALL_SECONDS,
+            )
+        except EtcdError as error:
+            log.debug("The closer's watch was not looked after: %s", error)
+            return
+        if found.entries or found.count != len(self._nodes) or revision < known:
+            self._stale = True
+            if self._watch is not None:
+                self._watch.interrupt()
+
+    def _resign(self) -> None:
+        node = self._node
+        with suppress(EtcdError):
+            node.client.txn(
+                *requests.resign(node.keys, self.office),
+                what=f"resign as the closer of '{node.run_id}'",
+                timeout=_CALL_SECONDS,
+            )
+
+
+def _node_of(entry: wire.Entry) -> Node | None:
+    """
+    Return the node of an entry, or None if it is not one of ours.
+    """
+    try:
+        return decode_node(entry)
+    except ValueError as error:
+        log.debug("The key %r is no node's: %s", entry.key, error)
+        return None
