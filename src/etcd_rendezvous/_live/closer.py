@@ -233,7 +233,7 @@ class Closer:
         Read everything that it decides on.
         """
         node = self._node
-        known = self._nodes.read
+        known, known_common = self._nodes.read, node.mirror.read
         reply = node.client.txn(
             *requests.load(node.keys),
             what=f"read the nodes below '{node.keys.nodes.decode()}'",
@@ -244,7 +244,7 @@ class Closer:
         if reply.revision < known:
             self._nodes.forget()
         self._nodes.load(nodes.entries, reply.revision)
-        node.load(common.entries, reply.revision)
+        node.load(common.entries, reply.revision, known_common)
         self._resumed = resumed.entries[0].mod_revision if resumed.entries else 0
         found = [one for one in map(_node_of, self._nodes) if one is not None]
         view = node.view

@@ -57,6 +57,7 @@ _PATIENCE_SECONDS: Final = 10.0
 _OFFICE_SECONDS: Final = 0.02
 _OFFICE_SECONDS_A_NODE: Final = 0.002
 _FRESH_PART_OF_TTL: Final = 2 / 3
+_RESUME_TRIES: Final = 3
 
 
 class ClosedError(Exception):
@@ -208,8 +209,16 @@ class LiveNode:
     @property
     def closed(self) -> bool:
         """
-        Whether the run is closed, as far as is known.
+        Whether the run is closed, as far as is known; asked for if nobody watches it.
         """
+        if not self._running and not self.view.closed:
+            try:
+                return (
+                    self.client.get(self.keys.closed, timeout=_WATCH_SECONDS)
+                    is not None
+                )
+            except EtcdError as error:
+                log.debug("Whether '%s' is closed is not known: %s", self.run_id, error)
         return self.view.closed
 
     @property
@@ -316,6 +325,7 @@ class LiveNode:
         while True:
             with self.changed:
                 while True:
+                    self.check_running()
                     if self._lost:
                         return None
                     view = self.view
@@ -385,31 +395,42 @@ class LiveNode:
         if not self._node.lease or self._lost:
             self._grant(seconds)
         with self._registering:
-            node = self._node
+            node, known = self._node, self.mirror.read
             reply = self._send(
                 requests.register(self.keys, self._place.name, node),
-                f"register the node {self._key.decode()!r}",
+                f"register the node '{self._key.decode()}'",
                 seconds,
             )
-            registered = self._take_in(reply)
+            registered = self._take_in(reply, known)
         if not registered:
-            # Closed, or by now the node is gone again.
-            self._check_closed()
-            self._lose("it could not be registered")
+            if self.view.closed:
+                raise ClosedError(spare=False)
+            self._lose("its lease ended while it joined")
             return True
-        for entry in reply.ranges[0].entries:
-            if entry.key != self._key and self._place.is_dead(node_id(entry.key)):
-                log.info("The node %s is dead; its lease ends.", node_id(entry.key))
-                self.client.revoke(entry.lease, timeout=seconds)
+        self._evict_the_dead(reply.ranges[0].entries, seconds)
         return True
 
-    def _check_closed(self) -> None:
-        if self.view.closed:
-            raise ClosedError(spare=False)
+    def _evict_the_dead(self, entries: list[wire.Entry], seconds: float) -> None:
+        """
+        End the leases of nodes of the same place that are sure to be dead.
+        """
+        for entry in entries:
+            node = node_id(entry.key)
+            if entry.key == self._key or not self._place.is_dead(node):
+                continue
+            log.info("The node %s of this place is dead; its lease ends now.", node)
+            try:
+                self.client.revoke(entry.lease, timeout=seconds)
+            except EtcdError as error:
+                log.debug("The lease of %s was not revoked: %s", node, error)
 
-    def _take_in(self, reply: wire.TxnReply) -> bool:
+    def _take_in(self, reply: wire.TxnReply, known: int) -> bool:
         """
         Take in the reply of a transaction that may have registered the node.
+
+        Args:
+            reply: The reply.
+            known: See :meth:`load`.
 
         Returns:
             Whether it is registered.
@@ -424,7 +445,9 @@ class LiveNode:
                     self._node = replace(
                         self._node, created=entry.create_revision, lease=entry.lease
                     )
-            self.load(common.entries, reply.revision)
+            self.load(common.entries, reply.revision, known)
+            # The watch may have told all of it before this node knew itself.
+            self._see_to_office()
         return found
 
     def _leave(self, number: int, seconds: float) -> bool:
@@ -438,7 +461,7 @@ class LiveNode:
             try:
                 reply = self._send(
                     requests.leave(self.keys, self._place.name, node),
-                    f"leave round {number} with the node {self._key.decode()!r}",
+                    f"leave round {number} with the node '{self._key.decode()}'",
                     seconds,
                 )
             except LeaseNotFoundError:
@@ -473,6 +496,13 @@ class LiveNode:
             len(seat.round.members),
             seat.rank,
         )
+
+    def check_running(self) -> None:
+        """
+        Raise ``ClosedError`` if somebody has ended the node meanwhile.
+        """
+        if not self._running:
+            raise ClosedError(spare=False)
 
     # -- leaving ----------------------------------------------------------------------
 
@@ -548,12 +578,21 @@ class LiveNode:
             if self.mirror.tell(events):
                 self._apply_rules()
 
-    def load(self, entries: list[wire.Entry], revision: int) -> None:
+    def load(self, entries: list[wire.Entry], revision: int, known: int) -> None:
         """
         Take in what a read of the common keys has found.
+
+        Args:
+            entries: The keys.
+            revision: The revision of the read.
+            known: What ``mirror.read`` was before it. A read that is older is one of an
+                etcd that has lost its data.
         """
         with self.changed:
-            if self.mirror.load(entries, revision):
+            lost_data = revision < known
+            if lost_data:
+                self.mirror.forget()
+            if self.mirror.load(entries, revision) or lost_data:
                 self._apply_rules()
 
     def _apply_rules(self) -> None:
@@ -657,7 +696,8 @@ class LiveNode:
         Read the watch for as long as the node runs; open it again when it breaks.
         """
         me = threading.current_thread()
-        again = False
+        # Whether anything was known before the watch.
+        again = self.mirror.read > 0
         failures = 0
         end = wire.prefix_end(self.keys.common)
         create = wire.watch_create(self.keys.common, end, watch_id=1)
@@ -698,10 +738,7 @@ class LiveNode:
         found, revision = self.client.range(
             self.keys.common, end, timeout=_WATCH_SECONDS
         )
-        with self.changed:
-            if revision < known:
-                self.mirror.forget()
-            self.load(found.entries, revision)
+        self.load(found.entries, revision, known)
 
     def _keep(self) -> None:
         """
@@ -757,7 +794,6 @@ class LiveNode:
         lease = self._node.lease
         sent = self.clock()
         failed = self._away_error is not None
-        before = self.client.last_endpoint
         try:
             ttl = self.client.keep_alive(lease, timeout=self._call_seconds)
         except EtcdError as error:
@@ -768,7 +804,8 @@ class LiveNode:
         elif not self._come_back(lease):
             return False
         watch = self._watch
-        if watch is not None and (failed or self.client.last_endpoint != before):
+        where = self.client.last_endpoint
+        if watch is not None and (failed or watch.endpoint != where):
             watch.interrupt()
         return True
 
@@ -809,9 +846,13 @@ class LiveNode:
                 return True
             seat = self._seat
             try:
-                while seat is not None and self._may_resume(seat):
+                for _ in range(_RESUME_TRIES):
+                    if seat is None or not self._may_resume(seat):
+                        break
                     if self._resume():
                         return True
+                else:
+                    return False
             except LeaseNotFoundError:
                 return False
             except EtcdError as error:
@@ -843,18 +884,17 @@ class LiveNode:
         run_lease = self.run_lease.current(seconds)
         node = replace(self._node, lease=lease, created=0)
         with self.changed:
-            revision = self.view.round_revision
+            revision, known = self.view.round_revision, self.mirror.read
         reply = self._send(
             requests.resume(self.keys, self._place.name, node, revision, run_lease),
-            f"come back with the node {self._key.decode()!r}",
+            f"come back with the node '{self._key.decode()}'",
             seconds,
         )
-        if not self._take_in(reply):
+        if not self._take_in(reply, known):
             return False
         with self.changed:
             self._away_until = self.clock() + self.seconds_of_grace
             self._renewed, self._ttl = sent, ttl or self.times.ttl
-            self._see_to_office()
         log.warning(
             "The lease of this node had ended while etcd was away; it is back in round "
             "%d of '%s', which goes on.",
@@ -869,7 +909,7 @@ class LiveNode:
             self._office_at = None
             if not self.registered or self.view.closer is not None:
                 return
-            node, key = self._node, self._key
+            node, key, known = self._node, self._key, self.mirror.read
         try:
             reply = self._send(
                 requests.take_office(self.keys, key, node),
@@ -889,7 +929,7 @@ class LiveNode:
             )
             self.tell([wire.Event(deleted=False, entry=entry)])
         else:
-            self.load(reply.ranges[0].entries, reply.revision)
+            self.load(reply.ranges[0].entries, reply.revision, known)
 
     def _look_after_watch(self) -> None:
         """
@@ -957,6 +997,7 @@ class _Wait:
         """
         failures = 0
         while True:
+            self._node.check_running()
             left = self._deadline - self._node.clock()
             try:
                 return work(min(max(left, _LEAST_CALL_SECONDS), _CALL_SECONDS))

@@ -181,7 +181,7 @@ class Transport:
     @contextmanager
     def stream(
         self, path: str, body: bytes, *, what: str, timeout: float
-    ) -> Iterator[urllib3.BaseHTTPResponse]:
+    ) -> Iterator[tuple[urllib3.BaseHTTPResponse, Endpoint]]:
         """
         Open a stream of messages on a connection of its own; close it afterwards.
 
@@ -195,6 +195,9 @@ class Transport:
             timeout: The most seconds until the stream is there, and at first between
                 two messages; urllib3's ``ReadTimeoutError`` comes out of the reading
                 then.
+
+        Yields:
+            The open stream, and where it comes from.
 
         Raises:
             EtcdConnectionError: The stream could not be opened.
@@ -239,7 +242,7 @@ class Transport:
                     trouble, endpoint, what, 1, started
                 ) from trouble.cause
             try:
-                yield response
+                yield response, endpoint
             except EtcdConnectionError:
                 # It broke: whoever watches again does so elsewhere.
                 self.failover.move_on(endpoint)

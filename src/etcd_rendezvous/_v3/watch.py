@@ -19,6 +19,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from .._errors import EtcdConnectionError, EtcdError, EtcdReplyError
+from .._params import Endpoint
 from . import retry, wire
 from .transport import Transport
 
@@ -36,9 +37,13 @@ class Watch:
     Attributes:
         revision: The store's revision at the last message, at first that which says
             that the watches were created.
+        endpoint: Where it comes from.
     """
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, what: str) -> None:
+    def __init__(
+        self, response: urllib3.BaseHTTPResponse, endpoint: Endpoint, what: str
+    ) -> None:
+        self.endpoint = endpoint
         self._response = response
         self._messages = _messages(response, what)
         self._what = what
@@ -175,8 +180,8 @@ def open_watch(
         creates = creates[:1]
         body = wire.encode(creates[0])
     deadline = time.monotonic() + timeout
-    with transport.stream(wire.WATCH, body, what=what, timeout=timeout) as response:
-        watch = Watch(response, what)
+    with transport.stream(wire.WATCH, body, what=what, timeout=timeout) as opened:
+        watch = Watch(*opened, what)
         watch.wait_created(len(creates), max(deadline - time.monotonic(), 0.01))
         yield watch
 
