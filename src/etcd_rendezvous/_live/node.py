@@ -746,7 +746,9 @@ class LiveNode:
         """
         me = threading.current_thread()
         guard_at = self.clock() + _guard_seconds()
-        run_at = self.clock() + _WATCH_SECONDS
+        run_at = self.clock() + min(
+            self.run_lease.seconds_between_beats, _WATCH_SECONDS
+        )
         retry_at = float("-inf")
         while True:
             with self.changed:
@@ -774,7 +776,8 @@ class LiveNode:
             elif run_at <= now:
                 answered = self.run_lease.beat(self._call_seconds)
                 between = self.run_lease.seconds_between_beats
-                run_at = self.clock() + (between if answered else _GUARD_SECONDS)
+                again = between if answered else min(between, _GUARD_SECONDS) / 3
+                run_at = self.clock() + again
             elif guard_at <= now:
                 guard_at = self.clock() + _guard_seconds()
                 self._look_after_watch()

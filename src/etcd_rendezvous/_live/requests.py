@@ -111,8 +111,8 @@ def _put_node_and_take_office(keys: Keys, key: bytes, node: Node) -> list[wire.J
 
 def _read(keys: Keys, place: str) -> list[wire.Json]:
     return [
-        # With the values, although only keys and leases are asked for: without them etcd
-        # 3.7 leaves the leases out, too.
+        # With the values, although only keys and leases are asked for: without them
+        # etcd 3.7 leaves the leases out, too.
         _range(keys.place(place)),
         _range(keys.common),
     ]
