@@ -55,8 +55,8 @@ def register(keys: Keys, place: str, node: Node) -> Request:
     Register a node, and make it the closer if there is none.
 
     If the run is closed and no node lives, it is opened again first. Either branch
-    reads the nodes of the place, without their values, and then the common keys: the
-    node is registered if it is among the former.
+    reads the nodes of the place, and then the common keys: the node is registered if it
+    is among the former.
     """
     key = keys.node(place, node.id)
     put = _put_node_and_take_office(keys, key, node)
@@ -110,16 +110,12 @@ def _put_node_and_take_office(keys: Keys, key: bytes, node: Node) -> list[wire.J
 
 
 def _read(keys: Keys, place: str) -> list[wire.Json]:
-    return [
-        _range(keys.place(place), keys_only=True),
-        _range(keys.common),
-    ]
+    # With the values: of keys alone etcd 3.7 does not tell the leases.
+    return [_range(keys.place(place)), _range(keys.common)]
 
 
-def _range(prefix: bytes, *, keys_only: bool = False) -> wire.Json:
-    return wire.op_range(
-        wire.range_message(prefix, wire.prefix_end(prefix), keys_only=keys_only)
-    )
+def _range(prefix: bytes) -> wire.Json:
+    return wire.op_range(wire.range_message(prefix, wire.prefix_end(prefix)))
 
 
 def told(request: Request, revision: int) -> list[wire.Event]:
