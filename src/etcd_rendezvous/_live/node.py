@@ -380,7 +380,7 @@ class LiveNode:
     def _become(self, node: str, lease: int, ttl: int, sent: float) -> None:
         self._place.hold(node)
         self._node = replace(
-            self._node, id=node, lease=lease, created=0, left=NONE_LEFT
+            self._node, id=node, lease=lease, created=0, modified=0, left=NONE_LEFT
         )
         self._key = self.keys.node(self._place.name, node)
         self._ttl = ttl or self.times.ttl
@@ -443,7 +443,10 @@ class LiveNode:
                     found = self._registered = True
                     self._lost = False
                     self._node = replace(
-                        self._node, created=entry.create_revision, lease=entry.lease
+                        self._node,
+                        created=entry.create_revision,
+                        modified=entry.mod_revision,
+                        lease=entry.lease,
                     )
             self.load(common.entries, reply.revision, known)
             # The watch may have told all of it before this node knew itself.
@@ -464,13 +467,14 @@ class LiveNode:
                     f"leave round {number} with the node '{self._key.decode()}'",
                     seconds,
                 )
+                left = requests.has_left(reply, node)
             except LeaseNotFoundError:
-                reply = None
-            if reply is None or not reply.succeeded:
+                left = None
+            if left is None:
                 self._lose(f"its lease ended before it left round {number}")
                 return True
             with self.changed:
-                self._node = node
+                self._node = left
         return True
 
     def _is_fresh(self) -> bool:
