@@ -380,7 +380,7 @@ class LiveNode:
     def _become(self, node: str, lease: int, ttl: int, sent: float) -> None:
         self._place.hold(node)
         self._node = replace(
-            self._node, id=node, lease=lease, created=0, left=NONE_LEFT
+            self._node, id=node, lease=lease, created=0, modified=0, left=NONE_LEFT
         )
         self._key = self.keys.node(self._place.name, node)
         self._ttl = ttl or self.times.ttl
@@ -443,7 +443,10 @@ class LiveNode:
                     found = self._registered = True
                     self._lost = False
                     self._node = replace(
-                        self._node, created=entry.create_revision, lease=entry.lease
+                        self._node,
+                        created=entry.create_revision,
+                        modified=entry.mod_revision,
+                        lease=entry.lease,
                     )
             self.load(common.entries, reply.revision, known)
             # The watch may have told all of it before this node knew itself.
@@ -464,13 +467,14 @@ class LiveNode:
                     f"leave round {number} with the node '{self._key.decode()}'",
                     seconds,
                 )
+                left = requests.has_left(reply, node)
             except LeaseNotFoundError:
-                reply = None
-            if reply is None or not reply.succeeded:
+                left = None
+            if left is None:
                 self._lose(f"its lease ended before it left round {number}")
                 return True
             with self.changed:
-                self._node = node
+                self._node = left
         return True
 
     def _is_fresh(self) -> bool:
@@ -746,7 +750,9 @@ class LiveNode:
         """
         me = threading.current_thread()
         guard_at = self.clock() + _guard_seconds()
-        run_at = self.clock() + _WATCH_SECONDS
+        run_at = self.clock() + min(
+            self.run_lease.seconds_between_beats, _WATCH_SECONDS
+        )
         retry_at = float("-inf")
         while True:
             with self.changed:
@@ -774,7 +780,8 @@ class LiveNode:
             elif run_at <= now:
                 answered = self.run_lease.beat(self._call_seconds)
                 between = self.run_lease.seconds_between_beats
-                run_at = self.clock() + (between if answered else _GUARD_SECONDS)
+                again = between if answered else min(between, _GUARD_SECONDS) / 3
+                run_at = self.clock() + again
             elif guard_at <= now:
                 guard_at = self.clock() + _guard_seconds()
                 self._look_after_watch()

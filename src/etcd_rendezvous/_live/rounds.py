@@ -239,6 +239,8 @@ def decide(
             address=ranked[0].address,
             port=ranked[0].port,
         ),
+        # Whoever fails to write it does not begin the last call again.
+        enough_since,
     )
 
 

@@ -191,7 +191,7 @@ def range_message(
     Args:
         key: The key, or the first of the range.
         end: The key after the last of the range.
-        keys_only: Leave the values out.
+        keys_only: Leave the values out; etcd 3.7 then leaves the leases out, too.
         count_only: Leave everything but the count out.
         limit: The most entries to return, 0 for all.
         min_mod_revision: Leave out keys that were last changed before.
