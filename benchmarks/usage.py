@@ -55,10 +55,12 @@ def connections(port: int) -> Iterator[socket.socket]:
     """
     for descriptor in Path("/proc/self/fd").iterdir() if port else ():
         try:
-            sock = socket.socket(fileno=os.dup(int(descriptor.name)))
+            if not descriptor.is_socket():
+                continue
+            copy = os.dup(int(descriptor.name))
         except OSError:
-            continue  # no socket, or closed by now
-        with closing(sock):
+            continue  # It is closed by now.
+        with closing(socket.socket(fileno=copy)) as sock:
             try:
                 peer = sock.getpeername()
             except OSError:
