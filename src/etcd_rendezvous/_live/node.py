@@ -593,9 +593,13 @@ class LiveNode:
                 etcd that has lost its data.
         """
         with self.changed:
-            lost_data = revision < known
+            # Unless another reply has told so before.
+            lost_data = revision < known <= self.mirror.read
             if lost_data:
                 self.mirror.forget()
+                if self._watch is not None:
+                    # What it has told meanwhile was taken for old news.
+                    self._watch.interrupt()
             if self.mirror.load(entries, revision) or lost_data:
                 self._apply_rules()
 
@@ -854,9 +858,10 @@ class LiveNode:
             seat = self._seat
             try:
                 for _ in range(_RESUME_TRIES):
-                    if seat is None or not self._may_resume(seat):
+                    last = self.view.round
+                    if seat is None or last is None or not _goes_on(seat.round, last):
                         break
-                    if self._resume():
+                    if self._resume(last):
                         return True
                 else:
                     return False
@@ -868,18 +873,12 @@ class LiveNode:
             self._lose("its lease has ended")
         return True
 
-    def _may_resume(self, seat: Seat) -> bool:
-        last = self.view.round
-        return (
-            last is not None
-            and last.number == seat.round.number
-            and last.members == seat.round.members
-            and not last.broken
-        )
-
-    def _resume(self) -> bool:
+    def _resume(self, last: Round) -> bool:
         """
         Come back into the running round, which nobody has ended.
+
+        Args:
+            last: The round, as it is known.
 
         Returns:
             Whether it was so; if not, the view tells why.
@@ -890,10 +889,11 @@ class LiveNode:
         ttl = self.client.grant(self.times.ttl, lease, timeout=seconds)
         run_lease = self.run_lease.current(seconds)
         node = replace(self._node, lease=lease, created=0)
-        with self.changed:
-            revision, known = self.view.round_revision, self.mirror.read
+        known = self.mirror.read
         reply = self._send(
-            requests.resume(self.keys, self._place.name, node, revision, run_lease),
+            requests.resume(
+                self.keys, self._place.name, node, last.revision, run_lease
+            ),
             f"come back with the node '{self._key.decode()}'",
             seconds,
         )
@@ -905,7 +905,7 @@ class LiveNode:
         log.warning(
             "The lease of this node had ended while etcd was away; it is back in round "
             "%d of '%s', which goes on.",
-            self.view.round.number if self.view.round else 0,
+            last.number,
             self.run_id,
         )
         self._is_back()
@@ -1078,6 +1078,14 @@ class _Wait:
         node = self._node
         since = node.clock() - node._progress_at  # noqa: SLF001
         return describe_wait(node.view, node.rules, since)
+
+
+def _goes_on(mine: Round, last: Round) -> bool:
+    """
+    Say whether the last round is still the one that a node is in.
+    """
+    same = last.number == mine.number and last.members == mine.members
+    return same and not last.broken
 
 
 def absence(error: EtcdError | None) -> str:
