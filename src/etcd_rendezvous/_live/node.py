@@ -623,7 +623,8 @@ class LiveNode:
             return
         if view.closer == self._node.id:
             self._office_at = None
-            if self._closer is None or not self._closer.serves(view.office):
+            closer, me = self._closer, self._node.id
+            if closer is None or not closer.serves(me, view.office):
                 self._closer = Closer(self, view.office)
                 self._closer.start()
         elif view.closer is not None or not self.mirror.read:
