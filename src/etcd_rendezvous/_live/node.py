@@ -18,8 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from .._errors import EtcdAuthError, EtcdConnectionError, EtcdError, EtcdLimitError
+from .._errors import EtcdConnectionError, EtcdError
 from .._log import SlowBeat, log
+from .._outages import Outages, absence, is_hopeless
 from .._v3 import retry, wire
 from .._v3.client import EtcdClient, LeaseNotFoundError
 from .._v3.lease import SharedLease
@@ -193,7 +194,7 @@ class LiveNode:
         self._renewed = float("-inf")
         self._away_until = float("-inf")
         self._away_error: EtcdError | None = None
-        self._said_away = False
+        self._outages = Outages(run_id, self.beat)
         self._progress_at = 0.0
         self._watch: Watch | None = None
         self._watch_error: EtcdError | None = None
@@ -838,20 +839,14 @@ class LiveNode:
 
     def _is_back(self) -> None:
         self._away_error = None
-        if self._said_away:
-            self._said_away = False
-            log.warning("etcd answers '%s' again.", self.run_id)
+        self._outages.end()
         self._on_beat(None)
 
     def _has_failed(self, error: EtcdError) -> None:
         self._away_error = error
         self._on_beat(error)
-        if self._seat is None:
-            return  # Whoever joins says so.
-        self._said_away |= self.beat.warn(
-            f"{absence(error)}; the running round of '{self.run_id}' goes on, but no "
-            f"node can join or leave: {error}"
-        )
+        if self._seat is not None:  # Whoever joins says so by itself.
+            self._outages.begin(str(error), absence(error))
 
     def _come_back(self, lease: int) -> bool:
         """
@@ -1020,7 +1015,8 @@ class _Wait:
                 self._node._lose("its lease ended while it joined")  # noqa: SLF001
                 return True
             except EtcdError as error:
-                raise_if_hopeless(error)
+                if is_hopeless(error):
+                    raise HopelessError(error) from error
                 if self._node.clock() >= self._deadline:
                     raise TimeUpError(str(error), error) from error
                 self._speak(f"{absence(error)}: {error}")
@@ -1094,25 +1090,6 @@ def _goes_on(mine: Round, last: Round) -> bool:
     """
     same = last.number == mine.number and last.members == mine.members
     return same and not last.broken
-
-
-def absence(error: EtcdError | None) -> str:
-    """
-    Say in a few words what keeps etcd from us.
-    """
-    if isinstance(error, EtcdLimitError):
-        return "etcd refuses to write"
-    return "etcd refuses" if isinstance(error, EtcdAuthError) else "etcd is away"
-
-
-def raise_if_hopeless(error: EtcdError) -> None:
-    """
-    Raise what waiting won't mend.
-    """
-    if isinstance(error, EtcdLimitError) or (
-        isinstance(error, EtcdAuthError) and not error.may_mend
-    ):
-        raise HopelessError(error) from error
 
 
 def _written(key: bytes, value: bytes, revision: int, lease: int = 0) -> wire.Entry:
