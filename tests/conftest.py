@@ -159,6 +159,13 @@ def pytest_sessionfinish(session, exitstatus):
         session.exitstatus = pytest.ExitCode.OK
 
 
+def pytest_collection_finish(session):
+    # All that was imported stays. The guards against leaks collect garbage after many
+    # a test: looking through torch each time would take longer than the test.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter, config):
     left_out = config.stash[_without_torch]
     if left_out:
