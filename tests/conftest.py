@@ -67,6 +67,14 @@ def pytest_addoption(parser):
         help="how long each run of tests/faults lasts whose length is free "
         "(default: %(default)s; 'tox -e faults' takes 180)",
     )
+    parser.addoption(
+        "--live-seconds",
+        type=float,
+        default=6,
+        metavar="SECONDS",
+        help="how long the protocol of etcd-live is searched at random for what must "
+        "not be (default: %(default)s)",
+    )
 
 
 def pytest_configure(config):

@@ -54,6 +54,9 @@ class Closer:
         self._id = node.node.id
         self._own_lease = node.node.lease
         self._stopped = False
+        # Said while ``node.changed`` is held: who finds that it has not ended may rely
+        # on it.
+        self._ended = False
         # Held while it decides and acts.
         self._acting = threading.Lock()
         self._nodes = Mirror(node.keys.nodes)
@@ -78,11 +81,16 @@ class Closer:
         """
         self.thread.start()
 
-    def serves(self, office: int) -> bool:
+    def serves(self, node: str, office: int) -> bool:
         """
         Say whether it is at work for a term of office.
+
+        Args:
+            node: The id of the node; in an etcd that has lost its data another node may
+                take the office at the same revision.
+            office: The revision that it took it at.
         """
-        return office == self.office and self.thread.is_alive()
+        return (node, office) == (self._id, self.office) and not self._ended
 
     def stop(self) -> None:
         """
@@ -110,7 +118,7 @@ class Closer:
     def _run(self) -> None:
         failures = 0
         try:
-            while self.on_duty():
+            while self._goes_on():
                 try:
                     self._read_watch()
                 except EtcdError as error:
@@ -119,9 +127,19 @@ class Closer:
                     failures += 1
         except Exception:  # noqa: BLE001 - the run must not be left without a closer
             log.exception("The closer of '%s' ends.", self._node.run_id)
+            self._stopped = True
+            self._goes_on()
             self._resign()
         finally:
             self.wake_at = float("inf")
+
+    def _goes_on(self) -> bool:
+        """
+        Say whether it is still on duty; if not, it has ended for good.
+        """
+        with self._node.changed:
+            self._ended = not self.on_duty()
+            return not self._ended
 
     def _read_watch(self) -> None:
         prefix = self._nodes.prefix

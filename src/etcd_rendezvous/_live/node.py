@@ -380,7 +380,7 @@ class LiveNode:
     def _become(self, node: str, lease: int, ttl: int, sent: float) -> None:
         self._place.hold(node)
         self._node = replace(
-            self._node, id=node, lease=lease, created=0, left=NONE_LEFT
+            self._node, id=node, lease=lease, created=0, modified=0, left=NONE_LEFT
         )
         self._key = self.keys.node(self._place.name, node)
         self._ttl = ttl or self.times.ttl
@@ -443,7 +443,10 @@ class LiveNode:
                     found = self._registered = True
                     self._lost = False
                     self._node = replace(
-                        self._node, created=entry.create_revision, lease=entry.lease
+                        self._node,
+                        created=entry.create_revision,
+                        modified=entry.mod_revision,
+                        lease=entry.lease,
                     )
             self.load(common.entries, reply.revision, known)
             # The watch may have told all of it before this node knew itself.
@@ -464,13 +467,14 @@ class LiveNode:
                     f"leave round {number} with the node '{self._key.decode()}'",
                     seconds,
                 )
+                left = requests.has_left(reply, node)
             except LeaseNotFoundError:
-                reply = None
-            if reply is None or not reply.succeeded:
+                left = None
+            if left is None:
                 self._lose(f"its lease ended before it left round {number}")
                 return True
             with self.changed:
-                self._node = node
+                self._node = left
         return True
 
     def _is_fresh(self) -> bool:
@@ -589,9 +593,13 @@ class LiveNode:
                 etcd that has lost its data.
         """
         with self.changed:
-            lost_data = revision < known
+            # Unless another reply has told so before.
+            lost_data = revision < known <= self.mirror.read
             if lost_data:
                 self.mirror.forget()
+                if self._watch is not None:
+                    # What it has told meanwhile was taken for old news.
+                    self._watch.interrupt()
             if self.mirror.load(entries, revision) or lost_data:
                 self._apply_rules()
 
@@ -615,7 +623,8 @@ class LiveNode:
             return
         if view.closer == self._node.id:
             self._office_at = None
-            if self._closer is None or not self._closer.serves(view.office):
+            closer, me = self._closer, self._node.id
+            if closer is None or not closer.serves(me, view.office):
                 self._closer = Closer(self, view.office)
                 self._closer.start()
         elif view.closer is not None or not self.mirror.read:
@@ -746,7 +755,9 @@ class LiveNode:
         """
         me = threading.current_thread()
         guard_at = self.clock() + _guard_seconds()
-        run_at = self.clock() + _WATCH_SECONDS
+        run_at = self.clock() + min(
+            self.run_lease.seconds_between_beats, _WATCH_SECONDS
+        )
         retry_at = float("-inf")
         while True:
             with self.changed:
@@ -774,7 +785,8 @@ class LiveNode:
             elif run_at <= now:
                 answered = self.run_lease.beat(self._call_seconds)
                 between = self.run_lease.seconds_between_beats
-                run_at = self.clock() + (between if answered else _GUARD_SECONDS)
+                again = between if answered else min(between, _GUARD_SECONDS) / 3
+                run_at = self.clock() + again
             elif guard_at <= now:
                 guard_at = self.clock() + _guard_seconds()
                 self._look_after_watch()
@@ -847,9 +859,10 @@ class LiveNode:
             seat = self._seat
             try:
                 for _ in range(_RESUME_TRIES):
-                    if seat is None or not self._may_resume(seat):
+                    last = self.view.round
+                    if seat is None or last is None or not _goes_on(seat.round, last):
                         break
-                    if self._resume():
+                    if self._resume(last):
                         return True
                 else:
                     return False
@@ -861,18 +874,12 @@ class LiveNode:
             self._lose("its lease has ended")
         return True
 
-    def _may_resume(self, seat: Seat) -> bool:
-        last = self.view.round
-        return (
-            last is not None
-            and last.number == seat.round.number
-            and last.members == seat.round.members
-            and not last.broken
-        )
-
-    def _resume(self) -> bool:
+    def _resume(self, last: Round) -> bool:
         """
         Come back into the running round, which nobody has ended.
+
+        Args:
+            last: The round, as it is known.
 
         Returns:
             Whether it was so; if not, the view tells why.
@@ -883,10 +890,11 @@ class LiveNode:
         ttl = self.client.grant(self.times.ttl, lease, timeout=seconds)
         run_lease = self.run_lease.current(seconds)
         node = replace(self._node, lease=lease, created=0)
-        with self.changed:
-            revision, known = self.view.round_revision, self.mirror.read
+        known = self.mirror.read
         reply = self._send(
-            requests.resume(self.keys, self._place.name, node, revision, run_lease),
+            requests.resume(
+                self.keys, self._place.name, node, last.revision, run_lease
+            ),
             f"come back with the node '{self._key.decode()}'",
             seconds,
         )
@@ -898,7 +906,7 @@ class LiveNode:
         log.warning(
             "The lease of this node had ended while etcd was away; it is back in round "
             "%d of '%s', which goes on.",
-            self.view.round.number if self.view.round else 0,
+            last.number,
             self.run_id,
         )
         self._is_back()
@@ -1071,6 +1079,14 @@ class _Wait:
         node = self._node
         since = node.clock() - node._progress_at  # noqa: SLF001
         return describe_wait(node.view, node.rules, since)
+
+
+def _goes_on(mine: Round, last: Round) -> bool:
+    """
+    Say whether the last round is still the one that a node is in.
+    """
+    same = last.number == mine.number and last.members == mine.members
+    return same and not last.broken
 
 
 def absence(error: EtcdError | None) -> str:

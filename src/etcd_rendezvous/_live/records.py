@@ -102,6 +102,7 @@ class Node:
             later one.
         order: What it is sorted by before its address; empty for nothing.
         created: The revision that it registered at.
+        modified: The revision that it was last written at.
         lease: Its lease.
     """
 
@@ -113,6 +114,7 @@ class Node:
     left: int = NONE_LEFT
     order: str = ""
     created: int = 0
+    modified: int = 0
     lease: int = 0
 
 
@@ -210,6 +212,7 @@ def decode_node(entry: Entry) -> Node:
         left=_number(value, "left"),
         order=_text(value, "order", ""),
         created=entry.create_revision,
+        modified=entry.mod_revision,
         lease=entry.lease,
     )
 

@@ -8,6 +8,7 @@ longer so once it was applied, and the reply of the second shows what the first 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from .._v3 import wire
@@ -23,6 +24,7 @@ __all__ = [
     "Request",
     "close",
     "complete",
+    "has_left",
     "leave",
     "load",
     "mark",
@@ -110,12 +112,8 @@ def _put_node_and_take_office(keys: Keys, key: bytes, node: Node) -> list[wire.J
 
 
 def _read(keys: Keys, place: str) -> list[wire.Json]:
-    return [
-        # With the values, although only keys and leases are asked for: without them etcd
-        # 3.7 leaves the leases out, too.
-        _range(keys.place(place)),
-        _range(keys.common),
-    ]
+    # With the values: of keys alone etcd 3.7 does not tell the leases.
+    return [_range(keys.place(place)), _range(keys.common)]
 
 
 def _range(prefix: bytes) -> wire.Json:
@@ -268,11 +266,43 @@ def say_progress(
 
 def leave(keys: Keys, place: str, node: Node) -> Request:
     """
-    Leave a round, and wait for the next one.
+    Leave a round, and wait for the next one; ``has_left`` says what became of it.
+
+    It compares what the node has written last: a copy that arrives late, after the node
+    has left a later round, must not take that back.
+
+    Args:
+        keys: The keys of the run.
+        place: Where the node runs.
+        node: The node as it is to be, with ``modified`` as it was; 0 is not compared.
     """
     key = keys.node(place, node.id)
     put = wire.put_message(key, _node(node), node.lease)
-    return Request([wire.compare_create(key, node.created)], [wire.op_put(put)], [])
+    compare = [wire.compare_create(key, node.created)]
+    if node.modified:
+        compare.append(wire.compare_mod(key, node.modified))
+    read = wire.op_range(wire.range_message(key))
+    return Request(compare, [wire.op_put(put)], [read])
+
+
+def has_left(reply: wire.TxnReply, node: Node) -> Node | None:
+    """
+    Say what the reply of ``leave`` tells.
+
+    Args:
+        reply: The reply.
+        node: The node as it was to be.
+
+    Returns:
+        The node as it is; None if it is out.
+    """
+    if reply.succeeded:
+        return replace(node, modified=reply.revision)
+    for entry in reply.ranges[0].entries:
+        # An earlier copy has won.
+        if entry.create_revision == node.created and entry.value == _node(node):
+            return replace(node, modified=entry.mod_revision)
+    return None
 
 
 def close(keys: Keys, node: str, run_lease: int) -> Request:

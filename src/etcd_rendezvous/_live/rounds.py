@@ -239,6 +239,8 @@ def decide(
             address=ranked[0].address,
             port=ranked[0].port,
         ),
+        # Whoever fails to write it does not begin the last call again.
+        enough_since,
     )
 
 
@@ -252,6 +254,7 @@ def rank_key(node: Node) -> tuple[object, ...]:
         not node.order,
         natural(node.order),
         natural(node.address),
+        node.address,
         node.pid,
         node.slot,
         node.id,
