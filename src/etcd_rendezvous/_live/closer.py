@@ -26,11 +26,12 @@ from .rounds import Action, Decision, Roster, decide, progress
 if TYPE_CHECKING:
     from .._v3.watch import Watch
     from .node import LiveNode
+    from .view import View
 
 __all__ = ["Closer"]
 
 _AGAIN_SECONDS: Final = 0.5
-_CALL_SECONDS: Final = 5.0
+_WATCH_SECONDS: Final = 5.0
 # Whether the watch has missed anything is looked at this often.
 _GUARD_SECONDS: Final = 15.0
 # How far the next round is, is first said after so long, and no more often.
@@ -146,7 +147,7 @@ class Closer:
         create = wire.watch_create(prefix, wire.prefix_end(prefix), watch_id=1)
         what = f"watch the nodes below '{prefix.decode()}'"
         with self._node.client.watch(
-            [create], what=what, timeout=_CALL_SECONDS
+            [create], what=what, timeout=_WATCH_SECONDS
         ) as watch:
             self._watch = watch
             if not self.on_duty():
@@ -215,7 +216,7 @@ class Closer:
                 )
                 self._enough_since = decision.enough_since
                 if decision.action is not Action.WAIT:
-                    self._write(decision)
+                    self._write(decision, view)
                     continue
                 self._say_progress(now, decision)
                 due = [self._guard_at, decision.wake_at or float("inf"), self._say_at]
@@ -255,7 +256,7 @@ class Closer:
         reply = node.client.txn(
             *requests.load(node.keys),
             what=f"read the nodes below '{node.keys.nodes.decode()}'",
-            timeout=_CALL_SECONDS,
+            timeout=node.call_seconds,
             writes=False,
         )
         nodes, common, names, resumed = reply.ranges
@@ -278,17 +279,21 @@ class Closer:
         self._roster = Roster({one.id: one for one in found}, view.round)
         self._stale = False
 
-    def _write(self, decision: Decision) -> None:
+    def _write(self, decision: Decision, view: View) -> None:
         """
         Complete a round, or mark the running one.
+
+        Args:
+            decision: Which round, and how.
+            view: What was known when that was decided.
         """
         node = self._node
         new = decision.round
         assert new is not None  # noqa: S101 - there is one unless it waits
-        keys, view = node.keys, node.view
+        keys = node.keys
         fence = requests.Fence(view.round_revision, self.office, self._resumed)
         lease = node.run_lease.current(
-            _CALL_SECONDS, probably_new=view.round_revision == 0
+            node.call_seconds, probably_new=view.round_revision == 0
         )
         completes = decision.action is Action.COMPLETE
         what = f"complete round {new.number}" if completes else "mark the round"
@@ -301,7 +306,7 @@ class Closer:
         self._stale = True
         try:
             reply = node.client.txn(
-                *request, what=f"{what} of '{node.run_id}'", timeout=_CALL_SECONDS
+                *request, what=f"{what} of '{node.run_id}'", timeout=node.call_seconds
             )
         except LeaseNotFoundError:
             node.run_lease.forget(lease)
@@ -343,7 +348,7 @@ class Closer:
         node.client.txn(
             *requests.say_progress(node.keys, self.office, said, self._own_lease),
             what=f"say how far the next round of '{node.run_id}' is",
-            timeout=_CALL_SECONDS,
+            timeout=node.call_seconds,
         )
 
     def _look_after_watch(self) -> None:
@@ -358,7 +363,7 @@ class Closer:
                 wire.prefix_end(self._nodes.prefix),
                 keys_only=True,
                 min_mod_revision=known + 1,
-                timeout=_CALL_SECONDS,
+                timeout=self._node.call_seconds,
             )
         except EtcdError as error:
             log.debug("The closer's watch was not looked after: %s", error)
@@ -374,7 +379,7 @@ class Closer:
             node.client.txn(
                 *requests.resign(node.keys, self.office),
                 what=f"resign as the closer of '{node.run_id}'",
-                timeout=_CALL_SECONDS,
+                timeout=node.call_seconds,
             )
 
 

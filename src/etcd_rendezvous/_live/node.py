@@ -625,6 +625,8 @@ class LiveNode:
             self._office_at = None
             closer, me = self._closer, self._node.id
             if closer is None or not closer.serves(me, view.office):
+                if closer is not None:
+                    closer.stop()
                 self._closer = Closer(self, view.office)
                 self._closer.start()
         elif view.closer is not None or not self.mirror.read:
@@ -783,7 +785,7 @@ class LiveNode:
             elif closer is not None and closer.wake_at <= now:
                 closer.wake()
             elif run_at <= now:
-                answered = self.run_lease.beat(self._call_seconds)
+                answered = self.run_lease.beat(self.call_seconds)
                 between = self.run_lease.seconds_between_beats
                 again = between if answered else min(between, _GUARD_SECONDS) / 3
                 run_at = self.clock() + again
@@ -792,7 +794,12 @@ class LiveNode:
                 self._look_after_watch()
 
     @property
-    def _call_seconds(self) -> float:
+    def call_seconds(self) -> float:
+        """
+        The most that a request of the node's own threads may take.
+
+        No longer than the time between renewals, which one of them sends.
+        """
         longest = min(self.times.call, self._interval)
         return max(longest, _LEAST_CALL_SECONDS)
 
@@ -807,7 +814,7 @@ class LiveNode:
         sent = self.clock()
         failed = self._away_error is not None
         try:
-            ttl = self.client.keep_alive(lease, timeout=self._call_seconds)
+            ttl = self.client.keep_alive(lease, timeout=self.call_seconds)
         except EtcdError as error:
             self._has_failed(error)
             return False
@@ -885,7 +892,7 @@ class LiveNode:
             Whether it was so; if not, the view tells why.
         """
         sent = self.clock()
-        seconds = self._call_seconds
+        seconds = self.call_seconds
         lease = retry.RANDOM.getrandbits(62) | 1
         ttl = self.client.grant(self.times.ttl, lease, timeout=seconds)
         run_lease = self.run_lease.current(seconds)
@@ -922,7 +929,7 @@ class LiveNode:
             reply = self._send(
                 requests.take_office(self.keys, key, node),
                 f"write the key '{self.keys.closer.decode()}'",
-                self._call_seconds,
+                self.call_seconds,
             )
         except LeaseNotFoundError:
             return  # The next renewal tells.
@@ -957,7 +964,7 @@ class LiveNode:
                 end,
                 keys_only=True,
                 min_mod_revision=known + 1,
-                timeout=self._call_seconds,
+                timeout=self.call_seconds,
             )
         except EtcdError as error:
             log.debug("The watch of '%s' was not looked after: %s", self.run_id, error)
