@@ -333,8 +333,11 @@ def test_a_paused_node_knows_that_it_is_out(new_nodes):
     with sleeper.paused():
         wait_for_waiting(survivor, TTL + 3)
     wait_until("the sleeper to know", lambda: sleeper.num_nodes_waiting() == 1)
+    wait_until(
+        "its words",
+        lambda: [line for line in sleeper.said() if "This node is out" in line],
+    )
 
-    assert [line for line in sleeper.said() if "This node is out" in line]
     infos = new_nodes.meet(survivor, sleeper)
     assert infos[0].number == 1
     assert len(set(live(new_nodes)) - set(before)) == 1

@@ -26,11 +26,12 @@ from .rounds import Action, Decision, Roster, decide, progress
 if TYPE_CHECKING:
     from .._v3.watch import Watch
     from .node import LiveNode
+    from .view import View
 
 __all__ = ["Closer"]
 
 _AGAIN_SECONDS: Final = 0.5
-_CALL_SECONDS: Final = 5.0
+_WATCH_SECONDS: Final = 5.0
 # Whether the watch has missed anything is looked at this often.
 _GUARD_SECONDS: Final = 15.0
 # How far the next round is, is first said after so long, and no more often.
@@ -54,6 +55,9 @@ class Closer:
         self._id = node.node.id
         self._own_lease = node.node.lease
         self._stopped = False
+        # Said while ``node.changed`` is held: who finds that it has not ended may rely
+        # on it.
+        self._ended = False
         # Held while it decides and acts.
         self._acting = threading.Lock()
         self._nodes = Mirror(node.keys.nodes)
@@ -78,11 +82,16 @@ class Closer:
         """
         self.thread.start()
 
-    def serves(self, office: int) -> bool:
+    def serves(self, node: str, office: int) -> bool:
         """
         Say whether it is at work for a term of office.
+
+        Args:
+            node: The id of the node; in an etcd that has lost its data another node may
+                take the office at the same revision.
+            office: The revision that it took it at.
         """
-        return office == self.office and self.thread.is_alive()
+        return (node, office) == (self._id, self.office) and not self._ended
 
     def stop(self) -> None:
         """
@@ -110,7 +119,7 @@ class Closer:
     def _run(self) -> None:
         failures = 0
         try:
-            while self.on_duty():
+            while self._goes_on():
                 try:
                     self._read_watch()
                 except EtcdError as error:
@@ -119,16 +128,26 @@ class Closer:
                     failures += 1
         except Exception:  # noqa: BLE001 - the run must not be left without a closer
             log.exception("The closer of '%s' ends.", self._node.run_id)
+            self._stopped = True
+            self._goes_on()
             self._resign()
         finally:
             self.wake_at = float("inf")
+
+    def _goes_on(self) -> bool:
+        """
+        Say whether it is still on duty; if not, it has ended for good.
+        """
+        with self._node.changed:
+            self._ended = not self.on_duty()
+            return not self._ended
 
     def _read_watch(self) -> None:
         prefix = self._nodes.prefix
         create = wire.watch_create(prefix, wire.prefix_end(prefix), watch_id=1)
         what = f"watch the nodes below '{prefix.decode()}'"
         with self._node.client.watch(
-            [create], what=what, timeout=_CALL_SECONDS
+            [create], what=what, timeout=_WATCH_SECONDS
         ) as watch:
             self._watch = watch
             if not self.on_duty():
@@ -197,7 +216,7 @@ class Closer:
                 )
                 self._enough_since = decision.enough_since
                 if decision.action is not Action.WAIT:
-                    self._write(decision)
+                    self._write(decision, view)
                     continue
                 self._say_progress(now, decision)
                 due = [self._guard_at, decision.wake_at or float("inf"), self._say_at]
@@ -237,7 +256,7 @@ class Closer:
         reply = node.client.txn(
             *requests.load(node.keys),
             what=f"read the nodes below '{node.keys.nodes.decode()}'",
-            timeout=_CALL_SECONDS,
+            timeout=node.call_seconds,
             writes=False,
         )
         nodes, common, names, resumed = reply.ranges
@@ -260,17 +279,21 @@ class Closer:
         self._roster = Roster({one.id: one for one in found}, view.round)
         self._stale = False
 
-    def _write(self, decision: Decision) -> None:
+    def _write(self, decision: Decision, view: View) -> None:
         """
         Complete a round, or mark the running one.
+
+        Args:
+            decision: Which round, and how.
+            view: What was known when that was decided.
         """
         node = self._node
         new = decision.round
         assert new is not None  # noqa: S101 - there is one unless it waits
-        keys, view = node.keys, node.view
+        keys = node.keys
         fence = requests.Fence(view.round_revision, self.office, self._resumed)
         lease = node.run_lease.current(
-            _CALL_SECONDS, probably_new=view.round_revision == 0
+            node.call_seconds, probably_new=view.round_revision == 0
         )
         completes = decision.action is Action.COMPLETE
         what = f"complete round {new.number}" if completes else "mark the round"
@@ -283,7 +306,7 @@ class Closer:
         self._stale = True
         try:
             reply = node.client.txn(
-                *request, what=f"{what} of '{node.run_id}'", timeout=_CALL_SECONDS
+                *request, what=f"{what} of '{node.run_id}'", timeout=node.call_seconds
             )
         except LeaseNotFoundError:
             node.run_lease.forget(lease)
@@ -325,7 +348,7 @@ class Closer:
         node.client.txn(
             *requests.say_progress(node.keys, self.office, said, self._own_lease),
             what=f"say how far the next round of '{node.run_id}' is",
-            timeout=_CALL_SECONDS,
+            timeout=node.call_seconds,
         )
 
     def _look_after_watch(self) -> None:
@@ -340,7 +363,7 @@ class Closer:
                 wire.prefix_end(self._nodes.prefix),
                 keys_only=True,
                 min_mod_revision=known + 1,
-                timeout=_CALL_SECONDS,
+                timeout=self._node.call_seconds,
             )
         except EtcdError as error:
             log.debug("The closer's watch was not looked after: %s", error)
@@ -356,7 +379,7 @@ class Closer:
             node.client.txn(
                 *requests.resign(node.keys, self.office),
                 what=f"resign as the closer of '{node.run_id}'",
-                timeout=_CALL_SECONDS,
+                timeout=node.call_seconds,
             )
 
 

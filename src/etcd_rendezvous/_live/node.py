@@ -18,8 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from .._errors import EtcdAuthError, EtcdConnectionError, EtcdError, EtcdLimitError
+from .._errors import EtcdConnectionError, EtcdError
 from .._log import SlowBeat, log
+from .._outages import Outages, absence, is_hopeless
 from .._v3 import retry, wire
 from .._v3.client import EtcdClient, LeaseNotFoundError
 from .._v3.lease import SharedLease
@@ -193,7 +194,7 @@ class LiveNode:
         self._renewed = float("-inf")
         self._away_until = float("-inf")
         self._away_error: EtcdError | None = None
-        self._said_away = False
+        self._outages = Outages(run_id, self.beat)
         self._progress_at = 0.0
         self._watch: Watch | None = None
         self._watch_error: EtcdError | None = None
@@ -593,9 +594,13 @@ class LiveNode:
                 etcd that has lost its data.
         """
         with self.changed:
-            lost_data = revision < known
+            # Unless another reply has told so before.
+            lost_data = revision < known <= self.mirror.read
             if lost_data:
                 self.mirror.forget()
+                if self._watch is not None:
+                    # What it has told meanwhile was taken for old news.
+                    self._watch.interrupt()
             if self.mirror.load(entries, revision) or lost_data:
                 self._apply_rules()
 
@@ -619,7 +624,10 @@ class LiveNode:
             return
         if view.closer == self._node.id:
             self._office_at = None
-            if self._closer is None or not self._closer.serves(view.office):
+            closer, me = self._closer, self._node.id
+            if closer is None or not closer.serves(me, view.office):
+                if closer is not None:
+                    closer.stop()
                 self._closer = Closer(self, view.office)
                 self._closer.start()
         elif view.closer is not None or not self.mirror.read:
@@ -778,7 +786,7 @@ class LiveNode:
             elif closer is not None and closer.wake_at <= now:
                 closer.wake()
             elif run_at <= now:
-                answered = self.run_lease.beat(self._call_seconds)
+                answered = self.run_lease.beat(self.call_seconds)
                 between = self.run_lease.seconds_between_beats
                 again = between if answered else min(between, _GUARD_SECONDS) / 3
                 run_at = self.clock() + again
@@ -787,7 +795,12 @@ class LiveNode:
                 self._look_after_watch()
 
     @property
-    def _call_seconds(self) -> float:
+    def call_seconds(self) -> float:
+        """
+        The most that a request of the node's own threads may take.
+
+        No longer than the time between renewals, which one of them sends.
+        """
         longest = min(self.times.call, self._interval)
         return max(longest, _LEAST_CALL_SECONDS)
 
@@ -802,7 +815,7 @@ class LiveNode:
         sent = self.clock()
         failed = self._away_error is not None
         try:
-            ttl = self.client.keep_alive(lease, timeout=self._call_seconds)
+            ttl = self.client.keep_alive(lease, timeout=self.call_seconds)
         except EtcdError as error:
             self._has_failed(error)
             return False
@@ -826,20 +839,14 @@ class LiveNode:
 
     def _is_back(self) -> None:
         self._away_error = None
-        if self._said_away:
-            self._said_away = False
-            log.warning("etcd answers '%s' again.", self.run_id)
+        self._outages.end()
         self._on_beat(None)
 
     def _has_failed(self, error: EtcdError) -> None:
         self._away_error = error
         self._on_beat(error)
-        if self._seat is None:
-            return  # Whoever joins says so.
-        self._said_away |= self.beat.warn(
-            f"{absence(error)}; the running round of '{self.run_id}' goes on, but no "
-            f"node can join or leave: {error}"
-        )
+        if self._seat is not None:  # Whoever joins says so by itself.
+            self._outages.begin(str(error), absence(error))
 
     def _come_back(self, lease: int) -> bool:
         """
@@ -854,9 +861,10 @@ class LiveNode:
             seat = self._seat
             try:
                 for _ in range(_RESUME_TRIES):
-                    if seat is None or not self._may_resume(seat):
+                    last = self.view.round
+                    if seat is None or last is None or not _goes_on(seat.round, last):
                         break
-                    if self._resume():
+                    if self._resume(last):
                         return True
                 else:
                     return False
@@ -868,32 +876,27 @@ class LiveNode:
             self._lose("its lease has ended")
         return True
 
-    def _may_resume(self, seat: Seat) -> bool:
-        last = self.view.round
-        return (
-            last is not None
-            and last.number == seat.round.number
-            and last.members == seat.round.members
-            and not last.broken
-        )
-
-    def _resume(self) -> bool:
+    def _resume(self, last: Round) -> bool:
         """
         Come back into the running round, which nobody has ended.
+
+        Args:
+            last: The round, as it is known.
 
         Returns:
             Whether it was so; if not, the view tells why.
         """
         sent = self.clock()
-        seconds = self._call_seconds
+        seconds = self.call_seconds
         lease = retry.RANDOM.getrandbits(62) | 1
         ttl = self.client.grant(self.times.ttl, lease, timeout=seconds)
         run_lease = self.run_lease.current(seconds)
         node = replace(self._node, lease=lease, created=0)
-        with self.changed:
-            revision, known = self.view.round_revision, self.mirror.read
+        known = self.mirror.read
         reply = self._send(
-            requests.resume(self.keys, self._place.name, node, revision, run_lease),
+            requests.resume(
+                self.keys, self._place.name, node, last.revision, run_lease
+            ),
             f"come back with the node '{self._key.decode()}'",
             seconds,
         )
@@ -905,7 +908,7 @@ class LiveNode:
         log.warning(
             "The lease of this node had ended while etcd was away; it is back in round "
             "%d of '%s', which goes on.",
-            self.view.round.number if self.view.round else 0,
+            last.number,
             self.run_id,
         )
         self._is_back()
@@ -921,7 +924,7 @@ class LiveNode:
             reply = self._send(
                 requests.take_office(self.keys, key, node),
                 f"write the key '{self.keys.closer.decode()}'",
-                self._call_seconds,
+                self.call_seconds,
             )
         except LeaseNotFoundError:
             return  # The next renewal tells.
@@ -956,7 +959,7 @@ class LiveNode:
                 end,
                 keys_only=True,
                 min_mod_revision=known + 1,
-                timeout=self._call_seconds,
+                timeout=self.call_seconds,
             )
         except EtcdError as error:
             log.debug("The watch of '%s' was not looked after: %s", self.run_id, error)
@@ -1012,7 +1015,8 @@ class _Wait:
                 self._node._lose("its lease ended while it joined")  # noqa: SLF001
                 return True
             except EtcdError as error:
-                raise_if_hopeless(error)
+                if is_hopeless(error):
+                    raise HopelessError(error) from error
                 if self._node.clock() >= self._deadline:
                     raise TimeUpError(str(error), error) from error
                 self._speak(f"{absence(error)}: {error}")
@@ -1080,23 +1084,12 @@ class _Wait:
         return describe_wait(node.view, node.rules, since)
 
 
-def absence(error: EtcdError | None) -> str:
+def _goes_on(mine: Round, last: Round) -> bool:
     """
-    Say in a few words what keeps etcd from us.
+    Say whether the last round is still the one that a node is in.
     """
-    if isinstance(error, EtcdLimitError):
-        return "etcd refuses to write"
-    return "etcd refuses" if isinstance(error, EtcdAuthError) else "etcd is away"
-
-
-def raise_if_hopeless(error: EtcdError) -> None:
-    """
-    Raise what waiting won't mend.
-    """
-    if isinstance(error, EtcdLimitError) or (
-        isinstance(error, EtcdAuthError) and not error.may_mend
-    ):
-        raise HopelessError(error) from error
+    same = last.number == mine.number and last.members == mine.members
+    return same and not last.broken
 
 
 def _written(key: bytes, value: bytes, revision: int, lease: int = 0) -> wire.Entry:

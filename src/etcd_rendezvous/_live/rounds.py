@@ -254,6 +254,7 @@ def rank_key(node: Node) -> tuple[object, ...]:
         not node.order,
         natural(node.order),
         natural(node.address),
+        node.address,
         node.pid,
         node.slot,
         node.id,
