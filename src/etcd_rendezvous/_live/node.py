@@ -826,6 +826,9 @@ class LiveNode:
         where = self.client.last_endpoint
         if watch is not None and (failed or watch.endpoint != where):
             watch.interrupt()
+        closer = self._closer
+        if closer is not None:
+            closer.move_watch(where, anyway=failed)
         return True
 
     def _has_renewed(self, sent: float, ttl: int) -> None:
