@@ -428,6 +428,20 @@ def test_a_spare_ends_in_good_order(new_nodes):
         waiting.result(5)
 
 
+def test_who_joins_again_is_no_spare(new_nodes):
+    """
+    Who has left a full round before the others is told that the run is closed.
+    """
+    leaving, closing = handlers = new_nodes.several(2)
+    new_nodes.meet(*handlers)
+    (joining,) = new_nodes.joining(leaving)
+    wait_for_waiting(closing, 2)
+    closing.set_closed()
+
+    with pytest.raises(RendezvousClosedError):
+        joining.result(5)
+
+
 def test_who_waits_is_told_of_the_end(new_nodes):
     """
     Who waits for a round when the run is closed gets an error at once.

@@ -852,6 +852,9 @@ class LiveNode:
         where = self.client.last_endpoint
         if watch is not None and (failed or watch.endpoint != where):
             watch.interrupt()
+        closer = self._closer
+        if closer is not None:
+            closer.move_watch(where, anyway=failed)
         return True
 
     def _has_renewed(self, sent: float, ttl: int) -> None:
@@ -1054,8 +1057,12 @@ class _Wait:
         Raise what ends the wait.
         """
         last, most = view.round, self._node.rules.max_nodes
+        # Not so who was in it, and waits until the others have left it, too.
         self._is_spare = (
-            last is not None and not last.broken and len(last.members) >= most
+            last is not None
+            and not last.broken
+            and len(last.members) >= most
+            and self._node.node.id not in last.members
         )
         if view.closed:
             raise ClosedError(spare=self._is_spare)
@@ -1105,7 +1112,7 @@ class _Wait:
     def _state(self) -> str:
         node = self._node
         since = node.clock() - node._progress_at  # noqa: SLF001
-        return describe_wait(node.view, node.rules, since)
+        return describe_wait(node.view, node.rules, node.node.id, since)
 
 
 def _goes_on(mine: Round, last: Round) -> bool:

@@ -13,13 +13,14 @@ from .view import View
 __all__ = ["describe_wait"]
 
 
-def describe_wait(view: View, rules: Rules, since: float) -> str:
+def describe_wait(view: View, rules: Rules, node: str, since: float) -> str:
     """
     Say how far the next round is.
 
     Args:
         view: What a node that waits knows.
         rules: What a round is to be like.
+        node: The id of the node that waits.
         since: The seconds since it knows how far the round is.
 
     Returns:
@@ -27,7 +28,8 @@ def describe_wait(view: View, rules: Rules, since: float) -> str:
     """
     last = view.round
     number = last.number + 1 if last else 0
-    if last is not None and not last.broken and not last.waiting and not view.progress:
+    known = last is None or last.broken or last.waiting or view.progress
+    if last is not None and not known and node not in last.members:
         return _running(last, rules)
     needed = str(rules.min_nodes)
     if rules.max_nodes != rules.min_nodes:
