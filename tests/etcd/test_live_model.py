@@ -143,7 +143,8 @@ def any_request(draw, model):
             lambda: requests.mark(KEYS, fence, new, RUN_LEASE),
             lambda: requests.say_progress(KEYS, fence.office, Progress(1), lease),
             lambda: requests.leave(KEYS, place, node),
-            lambda: requests.close(KEYS, name, RUN_LEASE),
+            lambda: requests.close(KEYS, key, node, 0, RUN_LEASE),
+            lambda: requests.close(KEYS, None, node, mod(KEYS.round), RUN_LEASE),
         ]
     )()
 

@@ -533,7 +533,12 @@ class Process:
             self.node = None
 
     def close(self) -> Thread:
-        yield from self.txn(requests.close(KEYS, self.place, RUN_LEASE))
+        node = self.node
+        if node is None:
+            return
+        key = KEYS.node(self.place, node.id)
+        revision = self.view.round_revision
+        yield from self.txn(requests.close(KEYS, key, node, revision, RUN_LEASE))
 
     def withdraw(self) -> Thread:
         yield lambda: not self.resuming

@@ -178,8 +178,11 @@ class LiveNode:
         self._on_beat = on_beat
         self._place = Place(about.address)
         self._pid = os.getpid()
-        #: Held while anything below changes; told when something has.
-        self.changed = threading.Condition(threading.RLock())
+        lock = threading.RLock()
+        #: Held while anything below changes; told when it concerns who waits.
+        self.changed = threading.Condition(lock)
+        #: The same lock; told when something is due earlier than the keeper knows.
+        self.due = threading.Condition(lock)
         self.mirror = Mirror(keys.common)
         self.view = View()
         self._node = about
@@ -296,7 +299,10 @@ class LiveNode:
                 seat, self._seat = self._seat, None
                 self._node = replace(self._node, port=port)
             if seat is not None:
-                wait.until_done(lambda left: self._leave(seat.round.number, left))
+                number = seat.round.number
+                if self.view.round is None or self.view.round.number < number:
+                    self._lose("etcd no longer has its round")
+                wait.until_done(lambda left: self._leave(number, left))
             while True:
                 if not self.registered:
                     wait.until_done(self._watching)
@@ -373,10 +379,21 @@ class LiveNode:
         """
         with self._registering:
             sent = self.clock()
-            lease = retry.RANDOM.getrandbits(62) | 1
-            ttl = self.client.grant(self.times.ttl, lease, timeout=seconds)
+            old = self._node.lease
+            lease, ttl = self.client.grant_new(self.times.ttl, timeout=seconds)
             with self.changed:
                 self._become(secrets.token_urlsafe(6), lease, ttl, sent)
+            if old:
+                self._revoke(old, seconds)
+
+    def _revoke(self, lease: int, seconds: float) -> None:
+        """
+        Revoke a lease; at worst it expires.
+        """
+        try:
+            self.client.revoke(lease, timeout=seconds)
+        except EtcdError as error:
+            log.debug("A lease was not revoked: %s", error)
 
     def _become(self, node: str, lease: int, ttl: int, sent: float) -> None:
         self._place.hold(node)
@@ -387,7 +404,7 @@ class LiveNode:
         self._ttl = ttl or self.times.ttl
         self._registered = self._lost = False
         self._renewed = sent
-        self.changed.notify_all()
+        self.due.notify_all()
 
     def _register(self, seconds: float) -> bool:
         """
@@ -420,10 +437,7 @@ class LiveNode:
             if entry.key == self._key or not self._place.is_dead(node):
                 continue
             log.info("The node %s of this place is dead; its lease ends now.", node)
-            try:
-                self.client.revoke(entry.lease, timeout=seconds)
-            except EtcdError as error:
-                log.debug("The lease of %s was not revoked: %s", node, error)
+            self._revoke(entry.lease, seconds)
 
     def _take_in(self, reply: wire.TxnReply, known: int) -> bool:
         """
@@ -523,22 +537,38 @@ class LiveNode:
         """
         deadline = self.clock() + seconds
         patient = self.client.patiently()
+        own = self.registered
         while not self.view.closed:
             left = max(deadline - self.clock(), _LEAST_CALL_SECONDS)
+            if not own:
+                self._reload(left)
             lease = self.run_lease.current(left)
+            known = self.mirror.read
+            request = requests.close(
+                self.keys,
+                self._key if own else None,
+                self._node,
+                self.view.round_revision,
+                lease,
+            )
             try:
                 reply = patient.txn(
-                    *requests.close(self.keys, self._node.id or "?", lease),
-                    what=f"close the run '{self.run_id}'",
-                    timeout=left,
+                    *request, what=f"close the run '{self.run_id}'", timeout=left
                 )
             except LeaseNotFoundError:
                 self.run_lease.forget(lease)
                 if self.clock() >= deadline:
                     raise
                 continue
-            entry = _written(self.keys.closed, b"", reply.revision)
-            self.tell([wire.Event(deleted=False, entry=entry)])
+            if reply.succeeded:
+                self.tell(requests.told(request, reply.revision))
+                return
+            self.load(reply.ranges[0].entries, reply.revision, known)
+            own = False
+            if self.clock() >= deadline and not self.view.closed:
+                raise EtcdConnectionError(
+                    f"Could not close the run '{self.run_id}': it changes all the time."
+                )
 
     def withdraw(self, seconds: float) -> None:
         """
@@ -558,15 +588,13 @@ class LiveNode:
             watch, closer = self._watch, self._closer
             self._closer = None
             self.changed.notify_all()
+            self.due.notify_all()
         if watch is not None:
             watch.interrupt()
         if closer is not None:
             closer.stop()
         if lease:
-            try:
-                self.client.revoke(lease, timeout=seconds)
-            except EtcdError as error:
-                log.debug("A lease was not revoked: %s", error)
+            self._revoke(lease, seconds)
         self._place.release()
         current = threading.current_thread()
         for thread in [*self._threads, *([closer.thread] if closer else [])]:
@@ -612,7 +640,10 @@ class LiveNode:
         if self.view.progress != before.progress:
             self._progress_at = self.clock()
         self._see_to_office()
-        self.changed.notify_all()
+        closer, office = self.view.closer, self.view.office
+        if replace(before, closer=closer, office=office) != self.view:
+            # Each thread that is woken costs: not for who closes.
+            self.changed.notify_all()
 
     def _see_to_office(self) -> None:
         """
@@ -636,7 +667,7 @@ class LiveNode:
             size = len(view.round.members) if view.round else 0
             longest = _OFFICE_SECONDS + _OFFICE_SECONDS_A_NODE * size
             self._office_at = self.clock() + retry.RANDOM.uniform(0, longest)
-            self.changed.notify_all()
+            self.due.notify_all()
 
     def _lose(self, why: str) -> None:
         """
@@ -738,18 +769,19 @@ class LiveNode:
                 self.pause(retry.pause_seconds(min(failures, 4)))
             failures += 1
 
-    def _reload(self) -> None:
+    def _reload(self, seconds: float = _WATCH_SECONDS) -> None:
         """
         Read all common keys.
+
+        Args:
+            seconds: The most seconds to take.
 
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
         known = self.mirror.read
         end = wire.prefix_end(self.keys.common)
-        found, revision = self.client.range(
-            self.keys.common, end, timeout=_WATCH_SECONDS
-        )
+        found, revision = self.client.range(self.keys.common, end, timeout=seconds)
         self.load(found.entries, revision, known)
 
     def _keep(self) -> None:
@@ -775,7 +807,7 @@ class LiveNode:
                 closer = self._closer
                 due += [closer.wake_at] if closer is not None else []
                 if min(due) > now:
-                    self.changed.wait(min(due) - now)
+                    self.due.wait(min(due) - now)
                     continue
                 office = self._office_at is not None and self._office_at <= now
             if has_lease and beat_at <= now:
@@ -891,8 +923,7 @@ class LiveNode:
         """
         sent = self.clock()
         seconds = self.call_seconds
-        lease = retry.RANDOM.getrandbits(62) | 1
-        ttl = self.client.grant(self.times.ttl, lease, timeout=seconds)
+        lease, ttl = self.client.grant_new(self.times.ttl, timeout=seconds)
         run_lease = self.run_lease.current(seconds)
         node = replace(self._node, lease=lease, created=0)
         known = self.mirror.read

@@ -205,7 +205,7 @@ def a_late_copy_takes_back_what_a_node_has_left(patch):
 
 
 @fault(
-    "fell to",
+    f"{AT_REST}|fell to",
     limits=(2, 2),
     slots=2,
     steps=200,
@@ -240,7 +240,7 @@ def a_node_comes_back_into_a_round_that_is_over(patch):
 
 
 @fault(
-    "fell to",
+    f"{AT_REST}|fell to",
     limits=(2, 2),
     slots=2,
     steps=200,
