@@ -360,7 +360,7 @@ def torchx() -> str:
     """
     found = os.environ.get("ETCD_RENDEZVOUS_TEST_TORCHX") or shutil.which("torchx")
     assert found, (
-        "There is no TorchX. It needs an environment of its own: tox -e torchrun makes "
+        "There is no TorchX. It needs an environment of its own: tox -e tests makes "
         "one; or set ETCD_RENDEZVOUS_TEST_TORCHX to its command."
     )
     return found

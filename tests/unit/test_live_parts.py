@@ -345,7 +345,8 @@ def test_standing():
 @pytest.mark.parametrize(
     ("last", "closed", "restart", "waiting"),
     [
-        (None, False, True, 0),
+        (None, False, True, 1),
+        (None, True, True, 0),
         (a_round("a"), False, True, 0),
         (a_round("a", waiting=3), False, True, 3),
         (a_round("a", broken=True), False, True, 1),

@@ -5,6 +5,7 @@ What is said to who waits.
 
 from __future__ import annotations
 
+from .._outages import listed
 from .records import Progress, Round
 from .rounds import Rules
 from .view import View
@@ -36,7 +37,7 @@ def describe_wait(view: View, rules: Rules, node: str, since: float) -> str:
     said = view.progress
     if said is None:
         return f"{needed} nodes needed for round {number}"
-    joined = f"{said.joined} joined" + _listed(said.names, said.joined)
+    joined = f"{said.joined} joined" + listed(said.names, said.joined)
     if said.seconds is not None:
         left = max(said.seconds - since, 0.0)
         joined += (
@@ -64,12 +65,5 @@ def _missing(said: Progress, number: int) -> str:
         return ""
     return (
         f"; {said.missing_count} of round {number} are missing"
-        f"{_listed(said.missing, said.missing_count)}"
+        f"{listed(said.missing, said.missing_count)}"
     )
-
-
-def _listed(names: tuple[str, ...], count: int) -> str:
-    if not names:
-        return ""
-    more = f" and {count - len(names)} more" if count > len(names) else ""
-    return f" ({', '.join(names)}{more})"
