@@ -15,10 +15,10 @@ is how long the dead node keeps the next round from beginning.
 
 - *elastic*: three nodes of ``--nnodes=2:3``; two go on, after a last call.
 - *spare*: ``--nnodes=3:3`` with four agents; the fourth steps in.
-- *other*: the killed node is neither rank 0 nor c10d's host. *rank0*: it is both, as
-  where c10d is used as its documentation shows it.
-- *defaults*: no ``--rdzv-conf``. *equal*: a keep-alive of 5 s x 3 and a last call of 1 s
-  for all.
+- *other*: the killed node is neither rank 0 nor the host of c10d. *rank0*: it is both,
+  as where c10d is used as its documentation shows it.
+- *defaults*: no ``--rdzv-conf``. *equal*: a keep-alive of 5 s x 3 and a last call of
+  1 s for all.
 
     python -m benchmarks.node_death --binary ETCD --json deaths.json
     python -m benchmarks.node_death --backends c10d etcd-live --settings equal
