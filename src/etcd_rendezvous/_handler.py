@@ -32,9 +32,9 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
-from ._errors import EtcdAuthError, EtcdLimitError, EtcdReplyError
 from ._guard import GuardedBackend
 from ._log import BEAT_SECONDS, SlowBeat, log
+from ._outages import Outages, absence, is_hopeless, listed
 from ._params import HANDLER_SETTINGS
 from ._signals import signalled
 
@@ -45,16 +45,6 @@ POLL_SECONDS = 3.0
 POLL_AGAIN_SECONDS = 1.0
 LEAST_BOOTSTRAP_SECONDS = 20.0
 _RETRY_SECONDS = 0.5
-_MOST_NAMES = 8
-
-
-def _absence(cause: BaseException | None) -> str:
-    """
-    Say in a few words what keeps etcd from us.
-    """
-    if isinstance(cause, EtcdLimitError):
-        return "etcd refuses to write"
-    return "etcd refuses" if isinstance(cause, EtcdReplyError) else "etcd is away"
 
 
 def _raise_if_hopeless(error: Exception) -> None:
@@ -62,9 +52,7 @@ def _raise_if_hopeless(error: Exception) -> None:
     Raise what backend or store has met, if who is joining waits in vain.
     """
     cause = error.__cause__
-    if isinstance(cause, EtcdLimitError) or (
-        isinstance(cause, EtcdAuthError) and not cause.may_mend
-    ):
+    if is_hopeless(cause):
         log.error("%s", cause)
         raise RendezvousConnectionError(CONNECTION_FAILED) from cause
 
@@ -129,7 +117,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         # here, with what it means for the job.
         backend.leave_reports_to_caller()
         self._beat = self._holder.beat
-        self._said_away = False
+        self._outages = Outages(self.settings.run_id, self._beat)
 
     @classmethod
     def create(
@@ -202,7 +190,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
                             raise RendezvousConnectionError(
                                 CONNECTION_FAILED
                             ) from error
-                        self._say_away(str(error), _absence(error.__cause__))
+                        self._outages.begin(str(error), absence(error.__cause__))
                         time.sleep(_RETRY_SECONDS)
                     except DistStoreError as error:
                         _raise_if_hopeless(error)
@@ -290,7 +278,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         # A heartbeat that waits for etcd holds the lock.
         if not self._heartbeat_lock.acquire(timeout=POLL_SECONDS):
             self._poll_again_at = time.monotonic() + POLL_AGAIN_SECONDS
-            self._say_away(
+            self._outages.begin(
                 f"a heartbeat has waited for {POLL_SECONDS:g} s for an answer from "
                 f"{self._where()}."
             )
@@ -300,10 +288,10 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             with self._backend.time_limit(left):
                 self._state_holder.sync()
             self._last_waiting = len(self._state_holder.state.wait_list)
-            self._say_back()
+            self._outages.end()
         except RendezvousConnectionError as error:
             self._poll_again_at = time.monotonic() + POLL_AGAIN_SECONDS
-            self._say_away(str(error.__cause__ or error), _absence(error.__cause__))
+            self._outages.begin(str(error.__cause__ or error), absence(error.__cause__))
         finally:
             self._heartbeat_lock.release()
         return self._last_waiting
@@ -313,17 +301,6 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         # Ours, or python-etcd's.
         where = getattr(client, "last_endpoint", getattr(client, "base_uri", "etcd"))
         return str(where)
-
-    def _say_away(self, reason: str, what: str = "etcd is away") -> None:
-        self._said_away |= self._beat.warn(
-            f"{what}; the running round of '{self.settings.run_id}' goes on, "
-            f"but no node can join or leave: {reason}"
-        )
-
-    def _say_back(self) -> None:
-        if self._said_away:
-            self._said_away = False
-            log.warning("etcd answers '%s' again.", self.settings.run_id)
 
     def shutdown(self) -> bool:
         """
@@ -432,7 +409,7 @@ class StateHolder(_BackendRendezvousStateHolder):
                 if self._join_until is None or self._clock() >= self._join_until:
                     raise
                 _raise_if_hopeless(error)
-                self._speak(f"{_absence(error.__cause__)}: {error.__cause__ or error}")
+                self._speak(f"{absence(error.__cause__)}: {error.__cause__ or error}")
                 self._sleep(_RETRY_SECONDS)
             else:
                 self._speak("")
@@ -531,13 +508,10 @@ def describe(state: Any, settings: RendezvousSettings, also: Any = None) -> str:
     if also is not None and not state.complete:
         nodes.add(also)
     names = sorted(node.addr for node in nodes)
-    shown = ", ".join(names[:_MOST_NAMES])
-    if len(names) > _MOST_NAMES:
-        shown += f" and {len(names) - _MOST_NAMES} more"
     needed = f"{settings.min_nodes}"
     if settings.max_nodes != settings.min_nodes:
         needed += f" to {settings.max_nodes}"
-    joined = f"{len(names)} joined" + (f" ({shown})" if shown else "")
+    joined = f"{len(names)} joined{listed(names, len(names))}"
     if state.complete:
         return (
             f"round {state.round} is running with {joined}; this node joins the next "

@@ -521,6 +521,7 @@ AT_MOST = 1.5
 TRIES = 3
 
 
+@pytest.mark.measures
 def test_get_state_costs_what_a_request_costs(newest_v3, run_id):
     """
     get_state takes at most 1.5 times as long as a bare request with the same body.
@@ -540,6 +541,7 @@ def test_get_state_costs_what_a_request_costs(newest_v3, run_id):
     assert ratio <= AT_MOST, told
 
 
+@pytest.mark.measures
 def test_won_set_state_costs_what_a_request_costs(newest_v3, run_id):
     """
     A won set_state takes at most 1.5 times as long as a bare request with the same

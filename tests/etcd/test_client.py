@@ -470,6 +470,7 @@ def test_leader_hangs(cluster, key):
     assert traffic.slowest < 12
 
 
+@pytest.mark.measures
 def test_client_of_one_member_that_hangs(cluster, key):
     """
     An endpoint that takes connections and does not answer costs two seconds once; the

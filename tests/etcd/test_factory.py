@@ -426,6 +426,7 @@ def test_silent_server(run_id):
     ],
 )
 @pytest.mark.parametrize("create", [create_backend, create_handler])
+@pytest.mark.measures
 def test_refused_settings(run_id, create, config, words):
     """
     A setting that can't be used is a ValueError at once, in one sentence, and a secret

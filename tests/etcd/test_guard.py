@@ -241,6 +241,7 @@ def test_a_good_state():
     read_state(pickle.dumps(_RendezvousState()))
 
 
+@pytest.mark.measures
 def test_what_it_costs():
     """
     A thousand nodes take at most 2 ms, and at most three times as long as torch takes.

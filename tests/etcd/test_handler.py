@@ -79,6 +79,7 @@ def test_poll_survives_a_stopped_etcd(own_server, handler, caplog):
     assert f"etcd answers '{handler.get_run_id()}' again." in caplog.messages
 
 
+@pytest.mark.measures
 def test_poll_survives_a_dead_etcd(own_server, handler):
     """
     While nothing listens at etcd's port a poll keeps the last answer, at once.

@@ -100,6 +100,7 @@ def test_newcomer_does_not_meet_the_dead(own_server, run_id):
     assert dead not in handler._holder.state.participants
 
 
+@pytest.mark.measures
 def test_dead_ticket_costs_little_while_others_write(own_server, run_id):
     """
     A dead node in the queue costs the living a second at most, however many writes
@@ -132,6 +133,7 @@ def test_dead_ticket_costs_little_while_others_write(own_server, run_id):
     assert took < 1.5
 
 
+@pytest.mark.measures
 def test_threads_of_a_store_share_one_time_limit(own_server):
     """
     Five threads that write to an etcd that hangs all give up at their own limit.

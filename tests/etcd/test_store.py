@@ -508,6 +508,7 @@ def test_clones_share_a_lease(newest_v3, run_id):
     assert threading.active_count() == before
 
 
+@pytest.mark.measures
 def test_waits_in_vain_end_in_time(newest_served, run_id):
     """
     50 threads that wait in vain all end when their time is up, and name what is
@@ -533,6 +534,7 @@ def test_waits_in_vain_end_in_time(newest_served, run_id):
     assert max(took) < 1.6
 
 
+@pytest.mark.measures
 def test_a_watch_that_is_slow_to_open(newest_v3, make_proxy, run_id):
     """
     The time that opening a watch takes is part of the wait's own.

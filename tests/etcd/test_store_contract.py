@@ -1081,6 +1081,7 @@ def test_a_deleted_key_is_waited_for_again(kind):
             assert store.get("key") == b"new"
 
 
+@pytest.mark.measures
 def test_wait_does_not_wait_for_time(kind):
     """
     What is set is seen at once, not at some next look.

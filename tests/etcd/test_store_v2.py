@@ -563,6 +563,7 @@ def test_what_a_push_and_a_pop_cost(lossy, proxy):
 # --- Waking up
 
 
+@pytest.mark.measures
 def test_a_write_wakes_a_wait(keys, make):
     """
     What is written is seen within milliseconds, by wait and by pop.
@@ -655,6 +656,7 @@ def test_a_deleted_name_is_waited_for_again(lossy, proxy, keys):
         assert waiting.result(20) == {b"a": b"1", b"b": b"2"}
 
 
+@pytest.mark.measures
 def test_the_time_out_does_not_grow_with_what_is_missing(lossy, proxy, keys):
     """
     However many names are missing, waiting ends in time, and what is there is found.
@@ -717,6 +719,7 @@ def sockets(endpoint):
 # --- Time limits, and an etcd that is away
 
 
+@pytest.mark.measures
 def test_refused_until_the_time_is_up(newest_v2):
     """
     Where nobody listens, every operation waits for its time, and then says so.

@@ -325,6 +325,7 @@ def test_once_although_the_leader_dies(cluster, run_id):
 # --- What it costs
 
 
+@pytest.mark.measures
 def test_a_waiting_client_is_told_at_once(newest_served, run_id):
     """
     Between a `set` and the end of another client's `wait` are less than 5 ms, in the

@@ -74,6 +74,7 @@ def tickets(served, backend):
     return found.count
 
 
+@pytest.mark.measures
 def test_every_increment_counts(v3, run_id):
     """
     Twelve who add to one number lose none, lose few swaps, and leave no ticket.
@@ -113,6 +114,7 @@ HELD_UP_SECONDS = 1.0
 TRIES = 3
 
 
+@pytest.mark.measures
 def test_nodes_killed_while_they_wait(newest_v3, run_id):
     """
     Nodes that are killed while they wait for their turn hold the others up for no more
@@ -180,6 +182,7 @@ def held_up(served, run_id):
     return seconds - left * seconds_alone
 
 
+@pytest.mark.measures
 def test_closed_state_is_not_queued_for(newest_v3, make_proxy, run_id):
     """
     Who loses to a closed state is told so at once: nobody writes to it again.
@@ -201,6 +204,7 @@ def test_closed_state_is_not_queued_for(newest_v3, make_proxy, run_id):
     assert proxy.requests["/v3/kv/txn"] == 3
 
 
+@pytest.mark.measures
 def test_who_leaves_leaves_nothing(v3, run_id):
     """
     Who won't try again takes its tickets with it, also those of a lease that it had

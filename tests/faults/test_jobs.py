@@ -24,6 +24,7 @@ def pytest_generate_tests(metafunc):
     # With users and certificates it has all that the plain one has.
     is_long = metafunc.config.getoption("--fault-seconds") > LONG
     metafunc.parametrize("form", ["plain", "secured"] if is_long else ["secured"])
+    metafunc.parametrize("backend", ["etcd-v3", "etcd-live"])
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def reached(form, request):
     return tuple(map(request.getfixturevalue, names))
 
 
-def test_training_goes_on(reached, tmp_path, run_id, report, form):
+def test_training_goes_on(reached, tmp_path, run_id, report, form, backend):
     """
     While all members are restarted one by one, and while two of three are gone for 8 s,
     the same workers of four agents go on, and the job ends well.
@@ -45,7 +46,7 @@ def test_training_goes_on(reached, tmp_path, run_id, report, form):
     cluster, security = reached
     with Job(
         tmp_path,
-        "etcd-v3",
+        backend,
         cluster.get_endpoint(),
         run_id,
         nnodes=str(len(NODES)),
@@ -73,7 +74,7 @@ def test_training_goes_on(reached, tmp_path, run_id, report, form):
         job.finish()
         records = job.records()
     report(
-        f"4 agents, {form}: {after_restart - steps} steps in "
+        f"4 agents, {backend}, {form}: {after_restart - steps} steps in "
         f"{restarted - begun:.1f} s of a rolling restart, {without} in {AWAY} s "
         f"without a quorum"
     )

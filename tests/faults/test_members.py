@@ -68,6 +68,7 @@ def test_all_members_are_restarted_one_by_one(cluster, at_work):
     assert pids.isdisjoint({member.pid for member in cluster.members})
 
 
+@pytest.mark.measures
 def test_the_quorum_is_lost_and_comes_back(cluster, at_work):
     """
     Without a quorum nothing is answered, operations wait until their deadline, and

@@ -33,6 +33,7 @@ def test_clients_are_cut_off_from_one_member(cluster, links, at_work, how):
     assert work.failures() == []
 
 
+@pytest.mark.measures
 def test_one_client_is_cut_off_from_all_members(cluster, links, at_work):
     """
     A client that reaches nobody fails within its deadline, whatever the others do; once

@@ -32,7 +32,7 @@ RUN_LEASE = 1
 TTL = 10.0
 LIMITS = [(3, 3), (2, 3), (3, 4), (2, 4), (2, 2), (1, 2), (4, 4)]
 _MOST_STEPS = 6000
-_MOST_CALMS = 12
+_MOST_CALMS = 20
 
 #: How often each fault is tried, of 1,000 steps.
 FAULTS = {
@@ -44,6 +44,7 @@ FAULTS = {
     "start": 40,
     "pause": 6,
     "expire": 10,
+    "lapse": 5,
     "away": 3,
     "restart": 12,
     "close": 2,
@@ -105,6 +106,7 @@ class Watching:
     """
 
     watch: ModelWatch
+    process: Process
     tell: Callable[[list[wire.Event]], None]
     cut: bool = False
 
@@ -372,7 +374,7 @@ class Process:
         create = wire.watch_create(prefix, wire.prefix_end(prefix), watch_id=1)
 
         def send() -> Watching:
-            watching = Watching(self.run.etcd.watch(create), tell)
+            watching = Watching(self.run.etcd.watch(create), self, tell)
             self.run.watchings.append(watching)
             return watching
 
@@ -531,7 +533,12 @@ class Process:
             self.node = None
 
     def close(self) -> Thread:
-        yield from self.txn(requests.close(KEYS, self.place, RUN_LEASE))
+        node = self.node
+        if node is None:
+            return
+        key = KEYS.node(self.place, node.id)
+        revision = self.view.round_revision
+        yield from self.txn(requests.close(KEYS, key, node, revision, RUN_LEASE))
 
     def withdraw(self) -> Thread:
         yield lambda: not self.resuming
@@ -665,7 +672,7 @@ class Process:
     def closer(self) -> Thread:
         while True:
             yield self.is_closer
-            yield from Tenure(self).serve()
+            yield from self.in_office(self).serve()
 
 
 class Tenure:
@@ -681,6 +688,7 @@ class Tenure:
         self.nodes = mirrors.Mirror(KEYS.nodes)
         self.roster = rounds.Roster({}, None)
         self.resumed = 0
+        self.since: float | None = None
 
     def lasts(self) -> bool:
         process = self.process
@@ -699,7 +707,6 @@ class Tenure:
 
     def serve(self) -> Thread:
         process, watch, loaded = self.process, None, False
-        since = None
         try:
             while self.lasts():
                 if watch is None or watch.cut:
@@ -718,8 +725,8 @@ class Tenure:
                     loaded = yield from self.load()
                     continue
                 process.dirty = False
-                decision, request = self.decide(since)
-                since = decision.enough_since
+                decision, request = self.decide()
+                self.since = decision.enough_since
                 if request is not None:
                     loaded = yield from self.write(request)
                     continue
@@ -759,12 +766,12 @@ class Tenure:
     def gone_may_return(self) -> bool:
         return self.process.gap or self.run.now < self.process.gap_end
 
-    def decide(
-        self, since: float | None
-    ) -> tuple[rounds.Decision, requests.Request | None]:
+    def decide(self) -> tuple[rounds.Decision, requests.Request | None]:
         seen = self.process.view
         nodes = {node.id: node for node in map(records.decode_node, self.nodes)}
         if self.roster.round != seen.round:
+            if self.roster.number != (seen.round.number if seen.round else -1):
+                self.since = None
             self.roster = rounds.Roster(self.roster.nodes, seen.round)
         self.roster.closed = seen.closed
         decision, same = (
@@ -772,7 +779,7 @@ class Tenure:
                 known,
                 self.run.rules,
                 self.run.now,
-                since,
+                self.since,
                 gone_may_return=self.gone_may_return(),
             )
             for known in (
@@ -781,7 +788,7 @@ class Tenure:
             )
         )
         must(decision == same, "a roster says what its snapshot does not")
-        fence = requests.Fence(seen.round_revision, self.office, self.resumed)
+        fence = self.fence(seen)
         if decision.action is rounds.Action.COMPLETE:
             request = requests.complete(KEYS, fence, decision.round, [], RUN_LEASE)
         elif decision.action is rounds.Action.MARK:
@@ -793,6 +800,9 @@ class Tenure:
         else:
             request = None
         return decision, request
+
+    def fence(self, seen: view.View) -> requests.Fence:
+        return requests.Fence(seen.round_revision, self.office, self.resumed)
 
     def write(self, request: requests.Request) -> Thread:
         """
@@ -807,6 +817,9 @@ class Tenure:
         return reply.succeeded
 
 
+Process.in_office = Tenure
+
+
 # -- the scheduler ------------------------------------------------------------------
 
 
@@ -819,6 +832,8 @@ class Run:
         seed: What it is made of.
         steps: How many steps with faults there are.
         limits: The fewest and the most nodes; None for any.
+        slots: How many hosts there are; None for any number.
+        formed: How often a run begins with a round that is up.
         faults: How often which fault comes, where it is not as usual.
         process: What makes a process.
     """
@@ -826,6 +841,8 @@ class Run:
     seed: int
     steps: int = 120
     limits: tuple[int, int] | None = None
+    slots: int | None = None
+    formed: float = 0.5
     faults: dict[str, int] = field(default_factory=dict)
     process: type[Process] = Process
 
@@ -834,7 +851,7 @@ class Run:
         self.limits = self.limits or self.random.choice(LIMITS)
         least, most = self.limits
         self.rules = rounds.Rules(least, most, last_call=4.0, rejoin_last_call=7.0)
-        self.slots = range(self.random.randint(least, most + 1))
+        self.hosts = range(self.slots or self.random.randint(least, most + 1))
         self.numbers = 100
         self.now = 0.0
         self.fair = False
@@ -848,7 +865,7 @@ class Run:
         self.processes: dict[int, Process] = {}
         self.notes: list[str] | None = None
         self.taken = 0
-        for slot in self.slots:
+        for slot in self.hosts:
             self.start(slot)
         weights = {**FAULTS, **self.faults}
         self.faulty = [getattr(self, f"_{name}") for name in weights]
@@ -889,14 +906,8 @@ class Run:
             if isinstance(running.waits, Call):
                 self._abandon(running.waits)
         process.threads = []
-        if process.watch is not None:
-            self.end_watch(process.watch)
-        for watching in list(self.watchings):
-            if watching.tell.__self__ is process or (
-                isinstance(watching.tell.__self__, Tenure)
-                and watching.tell.__self__.process is process
-            ):
-                self.end_watch(watching)
+        for watching in [one for one in self.watchings if one.process is process]:
+            self.end_watch(watching)
 
     def end_watch(self, watching: Watching) -> None:
         if not watching.cut:
@@ -928,7 +939,9 @@ class Run:
             )
         found.extend(lambda c=c: self._arrive(c) for c in self.calls if not c.done)
         found.extend(
-            lambda w=w: self._tell(w) for w in self.watchings if w.watch.messages
+            lambda w=w: self._tell(w)
+            for w in self.watchings
+            if w.watch.messages and not w.process.paused
         )
         return found
 
@@ -1008,7 +1021,7 @@ class Run:
             self.end(process)
 
     def _start(self) -> None:
-        slot = self.random.choice(self.slots)
+        slot = self.random.choice(self.hosts)
         if not self.processes[slot].alive:
             self.start(slot)
 
@@ -1024,6 +1037,18 @@ class Run:
         if leases:
             self._let_expire(self.random.choice(leases))
 
+    def _lapse(self) -> None:
+        """
+        Let a node in a round lose its lease, and take notice.
+        """
+        if (
+            (process := self._one_alive())
+            and process.node
+            and process.inside is not None
+        ):
+            self._let_expire(process.node.lease)
+            process.due = True
+
     def _away(self) -> None:
         """
         Let etcd be away so long that all leases expire at once, or some.
@@ -1037,6 +1062,7 @@ class Run:
             process.gap = process.due = True
 
     def _let_expire(self, *leases: int) -> None:
+        leases = tuple(one for one in leases if one in self.etcd.leases)
         self.note(f"leases expire: {leases}")
         self.etcd.expire(*leases)
 
@@ -1066,6 +1092,11 @@ class Run:
         """
         Take all steps, and ask what must hold in the end.
         """
+        if self.random.random() < self.formed:
+            # Begin with a round that is up.
+            self.settle()
+            self.now += TTL
+            self.settle()
         for _ in range(self.steps):
             self.taken += 1
             if self.random.random() < 0.22:
@@ -1096,7 +1127,7 @@ class Run:
         for _ in range(_MOST_CALMS):
             self.settle()
             same = same + 1 if before == self.etcd.revision else 0
-            if same == 3:
+            if same == 4:
                 return
             before = self.etcd.revision
             held = {RUN_LEASE}

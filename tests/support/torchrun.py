@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 WORKER = Path(__file__).parents[1] / "torchrun" / "worker.py"
+#: One that never speaks with the others.
+IDLE = WORKER.with_name("idle.py")
 
 #: Seconds within which what is to happen happens, on a machine that is busy.
 SOON = 100.0
@@ -502,11 +504,11 @@ class Job:
         """
         (self.folder / f"fail-{node}").touch()
 
-    def stop(self) -> None:
+    def stop(self, node: str | None = None) -> None:
         """
-        Let the training end.
+        Let the training end, or that of one node whose worker speaks with nobody.
         """
-        (self.folder / "stop").touch()
+        (self.folder / (f"stop-{node}" if node else "stop")).touch()
 
     def wait(self, seconds: float = SOON) -> dict[str, int]:
         """

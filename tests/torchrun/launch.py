@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """
-Launch a function on `etcd-v3`, as a user's program does.
+Launch a function, as a user's program does.
 
-    python launch.py FOLDER RUN_ID START_METHOD [ENDPOINT]
+    python launch.py FOLDER RUN_ID BACKEND START_METHOD [ENDPOINT]
 
 With an endpoint it is one of two nodes with a worker each, else the only one, with two.
 """
@@ -26,14 +26,14 @@ def work(folder: str) -> str:
 def main() -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    folder, run_id, start_method, *endpoint = sys.argv[1:]
+    folder, run_id, backend, start_method, *endpoint = sys.argv[1:]
     nodes = 2 if endpoint else 1
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
         nproc_per_node=2 // nodes,
         run_id=run_id,
-        rdzv_backend="etcd-v3",
+        rdzv_backend=backend,
         rdzv_endpoint=endpoint[0] if endpoint else "",
         start_method=start_method,
         monitor_interval=0.1,

@@ -17,6 +17,7 @@ from support.torchrun import wait_until
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 V3_GATEWAY_OFF = ("--enable-grpc-gateway=false",)
+CLEAN_UP = {"closed_ttl": 2, "store_ttl": 2}
 
 
 def meet(job, **options):
@@ -75,14 +76,24 @@ def test_etcd_v3(etcd_server, make_job):
     assert our_words(job) == []
 
 
-def test_nothing_is_left_of_a_job(make_job, own_server):
+def test_etcd_live(etcd_server, make_job):
+    """
+    It works with etcd-live, on every version of etcd, and nothing is complained of.
+    """
+    job = make_job(etcd_server, backend="etcd-live")
+    meet(job)
+
+    assert our_words(job) == []
+
+
+@pytest.mark.parametrize("backend", ["etcd-v3", "etcd-live"])
+def test_nothing_is_left_of_a_job(make_job, own_server, backend):
     """
     What a job has kept in etcd goes away with its last agent, after the times that its
     settings say.
     """
-    job = make_job(
-        own_server, backend="etcd-v3", conf={"closed_ttl": 2, "store_ttl": 2}
-    )
+    conf = {"store_ttl": 2} if backend == "etcd-live" else CLEAN_UP
+    job = make_job(own_server, backend=backend, conf=conf)
     meet(job)
     wait_until("an empty etcd", lambda: not keys(own_server, job.run_id), seconds=10)
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from support.state import addresses, read_state
+from support.state import addresses, read_live, read_state
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
@@ -165,20 +165,25 @@ def test_who_comes_while_etcd_is_away_does_not_take_the_others_for_dead(
     assert [world.nodes for world in job.worlds()] == [first.nodes, second.nodes]
 
 
-def test_etcd_is_restarted_while_agents_are_joining(make_job, own_server):
+def joined(job, server):
+    """
+    Return the addresses of the nodes that are there, joining or not.
+    """
+    if job.backend == "etcd-live":
+        return read_live(server, job.run_id).addresses
+    state = read_state(server, job.run_id)
+    return addresses(state.participants) if state else set()
+
+
+@pytest.mark.parametrize("backend", ["etcd-v3", "etcd-live"])
+def test_etcd_is_restarted_while_agents_are_joining(make_job, own_server, backend):
     """
     One waits for another, etcd is killed, the other comes, etcd is there again: they
     meet.
     """
-    job = make_job(own_server, conf={"keep_alive_interval": 1})
-    job.start("a")
-    job.wait_for(
-        "one participant",
-        lambda: (
-            (state := read_state(own_server, job.run_id))
-            and addresses(state.participants) == {job.agents["a"].address}
-        ),
-    )
+    job = make_job(own_server, backend=backend, conf={"keep_alive_interval": 1})
+    one = job.start("a")
+    job.wait_for("one participant", lambda: joined(job, own_server) == {one.address})
 
     own_server.kill()
     start_and_wait_for_etcd(job, "b")

@@ -2,7 +2,7 @@
 """
 Every launcher, option and variable that people start elastic jobs with.
 
-Two nodes meet on `etcd-v3`, sum, and end; what their workers were told is looked at.
+Two nodes meet on `etcd-v3`, or where it says so on `etcd-live`, sum, and end; what their workers were told is looked at.
 The commands of `docs/launchers.md` are run as they stand there.
 """
 
@@ -231,6 +231,10 @@ WAYS = {
         options={"nnodes": "1:4", "rdzv-conf": "last_call_timeout=10"},
         seen={"GROUP_WORLD_SIZE": "2"},
     ),
+    "live": Way(
+        options={"rdzv-backend": "etcd-live"},
+        seen={"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "2"},
+    ),
     "auto": Way(
         options={"nnodes": "1", "nproc-per-node": "auto"},
         nodes=1,
@@ -276,8 +280,9 @@ def test_a_way_to_launch(nodes, way):
         way.also(nodes)
 
 
+@pytest.mark.parametrize("backend", ["etcd-v3", "etcd-live"])
 @pytest.mark.parametrize("start_method", ["spawn", "fork"])
-def test_a_function(nodes, start_method):
+def test_a_function(nodes, start_method, backend):
     """
     A program that launches a function meets with its like on another node.
     """
@@ -288,6 +293,7 @@ def test_a_function(nodes, start_method):
                 str(HERE / "launch.py"),
                 str(nodes.folder),
                 nodes.run_id,
+                backend,
                 start_method,
                 nodes.endpoint,
             ]
@@ -306,6 +312,7 @@ def test_a_function_on_one_node(nodes, newest_etcd_binary):
             str(HERE / "launch.py"),
             str(nodes.folder),
             nodes.run_id,
+            "etcd-v3",
             "spawn",
         ],
         TORCHELASTIC_ETCD_BINARY_PATH=newest_etcd_binary,
@@ -353,7 +360,7 @@ def torchx() -> str:
     """
     found = os.environ.get("ETCD_RENDEZVOUS_TEST_TORCHX") or shutil.which("torchx")
     assert found, (
-        "There is no TorchX. It needs an environment of its own: tox -e torchrun makes "
+        "There is no TorchX. It needs an environment of its own: tox -e tests makes "
         "one; or set ETCD_RENDEZVOUS_TEST_TORCHX to its command."
     )
     return found

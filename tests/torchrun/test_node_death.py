@@ -14,11 +14,13 @@ CONF = {"last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attemp
 
 
 @pytest.fixture
-def job(make_job, own_server):
+def job(request, make_job, own_server):
     """
     A job of two or three nodes.
     """
-    return make_job(own_server, nnodes="2:3", conf=CONF, max_restarts=9)
+    return make_job(
+        own_server, backend=request.param, nnodes="2:3", conf=CONF, max_restarts=9
+    )
 
 
 def one_master_a_world(job):
@@ -33,6 +35,7 @@ def one_master_a_world(job):
         assert world.master[0] == job.agents[rank_0].address
 
 
+@pytest.mark.parametrize("job", ["etcd-v3", "etcd-live"], indirect=True)
 def test_the_node_of_rank_0_dies_a_newcomer_comes_a_worker_fails(job):
     """
     In every round all workers have the same MASTER_ADDR and MASTER_PORT, those of that
@@ -63,6 +66,8 @@ def test_the_node_of_rank_0_dies_a_newcomer_comes_a_worker_fails(job):
     one_master_a_world(job)
 
 
+# `test_live.py` has more of it.
+@pytest.mark.parametrize("job", ["etcd-v3"], indirect=True)
 def test_sigterm_of_one_agent_does_not_close_the_run_for_the_others(job):
     """
     Whoever is told to leave leaves; the other two re-form and go on.

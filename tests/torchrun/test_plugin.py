@@ -15,7 +15,8 @@ from support.torchrun import python
 
 pytestmark = pytest.mark.torch
 
-NAMES = {"etcd-v3", "etcd-auto", "etcd-rendezvous-v3", "etcd-rendezvous-auto"}
+LIVE = {"etcd-live", "etcd-rendezvous-live"}
+NAMES = {"etcd-v3", "etcd-auto", "etcd-rendezvous-v3", "etcd-rendezvous-auto", *LIVE}
 REGISTRY = "torch.distributed.elastic.rendezvous.rendezvous_handler_registry"
 TORCHS_REGISTRY = "torch.distributed.elastic.rendezvous.registry"
 
@@ -150,13 +151,15 @@ def test_the_registry_of_torch_reaches_us(own_server, run_id):
         "from torch.distributed.elastic.rendezvous import RendezvousParameters\n"
         "from torch.distributed.elastic.rendezvous.registry import (\n"
         "    get_rendezvous_handler)\n"
+        "from etcd_rendezvous import EtcdLiveRendezvousHandler as Live\n"
         "from etcd_rendezvous import EtcdRendezvousHandler\n"
         "endpoint, run_id, *names = sys.argv[1:]\n"
         "found = {}\n"
         "for name in names:\n"
         "    parameters = RendezvousParameters(name, endpoint, run_id, 1, 2)\n"
         "    handler = get_rendezvous_handler(parameters)\n"
-        "    assert isinstance(handler, EtcdRendezvousHandler)\n"
+        "    kind = Live if 'live' in name else EtcdRendezvousHandler\n"
+        "    assert isinstance(handler, kind)\n"
         "    found[name] = [handler.get_backend(), handler.get_run_id()]\n"
         "print(json.dumps(found))\n",
         own_server.get_endpoint(),

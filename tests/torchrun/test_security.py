@@ -33,7 +33,8 @@ def command_lines():
     ]
 
 
-def test_a_password_is_seen_by_nobody(make_job, guarded, tmp_path):
+@pytest.mark.parametrize("backend", ["etcd-v3", "etcd-live"])
+def test_a_password_is_seen_by_nobody(make_job, guarded, tmp_path, backend):
     """
     Given in the environment on one node and in a file on the other, the password is in
     no line of agents and workers at DEBUG, in no event of torch's and in no command
@@ -41,7 +42,7 @@ def test_a_password_is_seen_by_nobody(make_job, guarded, tmp_path):
     """
     file = tmp_path / "password"
     file.write_text(f"{PASSWORD}\n", "utf-8")
-    job = make_job(guarded)
+    job = make_job(guarded, backend=backend)
     told = {"LOGLEVEL": "DEBUG", "ETCD_RENDEZVOUS_USER": USER}
     job.start(
         "a",

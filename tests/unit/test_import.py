@@ -109,6 +109,7 @@ def test_importing_the_plug_in():
     assert ["etcd_rendezvous._plugin"] == found
 
 
+@pytest.mark.measures
 def test_importing_the_plug_in_takes_no_time(tmp_path):
     """
     With bytecode, as after any installation, it takes less than a millisecond.

@@ -345,7 +345,8 @@ def test_standing():
 @pytest.mark.parametrize(
     ("last", "closed", "restart", "waiting"),
     [
-        (None, False, True, 0),
+        (None, False, True, 1),
+        (None, True, True, 0),
         (a_round("a"), False, True, 0),
         (a_round("a", waiting=3), False, True, 3),
         (a_round("a", broken=True), False, True, 1),
@@ -380,7 +381,7 @@ def test_progress_counts_names_beyond_eight():
     assert (said.joined, said.names, said.missing_count) == (1, ("node9",), 11)
     assert said.missing == tuple(f"node{number}" for number in range(8))
     view = View(round=last, progress=said)
-    assert describe_wait(view, Rules(4, 12, 1, 1), 0.0) == (
+    assert describe_wait(view, Rules(4, 12, 1, 1), "me", 0.0) == (
         "1 joined (node9), 4 to 12 needed for round 5; 11 of round 4 are missing "
         "(node0, node1, node2, node3, node4, node5, node6, node7 and 3 more)"
     )
@@ -411,13 +412,15 @@ def test_progress_counts_names_beyond_eight():
                 "one of them is lost"
             ),
         ),
+        # It has left that round before the others.
+        (View(round=a_round("a", "b", "me")), "2 to 3 nodes needed for round 1"),
     ],
 )
 def test_what_is_said_to_who_waits(view, said):
     """
     How far the next round is, in words.
     """
-    assert describe_wait(view, RULES, 4.0) == said
+    assert describe_wait(view, RULES, "me", 4.0) == said
 
 
 # -- settings -----------------------------------------------------------------------

@@ -447,6 +447,7 @@ def test_shared_lease_rests_while_its_client_is_closed(share):
         until(lambda: not keeper.is_alive())
 
 
+@pytest.mark.measures
 def test_shared_lease_of_a_client_that_is_closed_after_each_use(share):
     """
     It is kept alive as long as it is used, although it is always found closed.

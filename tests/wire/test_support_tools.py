@@ -439,6 +439,7 @@ class TestFaultProxy:
         assert server.requests == []
 
     @pytest.mark.parametrize("what", ["request", "reply"])
+    @pytest.mark.measures
     def test_delays(self, pool, server, proxied, what):
         """
         A delay is before the server has the request, or after.

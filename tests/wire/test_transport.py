@@ -594,6 +594,7 @@ def test_attempts_grow(connect, short_attempts):
         assert 1 <= told[2] < 800
 
 
+@pytest.mark.measures
 def test_name_resolution_counts(connect, names):
     """
     The time that name resolution takes is not granted once more afterwards.

@@ -563,7 +563,7 @@ def test_a_page_instead_of_a_stream(connect):
     A page with status 200 is no stream.
     """
     with ScriptedServer([reply(200, "<html>hello</html>")]) as server:
-        with pytest.raises(EtcdConnectionError, match="Could not watch it: "):
+        with pytest.raises(EtcdConnectionError, match="its answer is no stream"):
             with watching(connect(server.endpoint)):
                 pytest.fail("it is no stream")
 

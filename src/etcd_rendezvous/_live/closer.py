@@ -24,6 +24,7 @@ from .records import Node, Progress, Round, decode_names, decode_node, node_id
 from .rounds import Action, Decision, Roster, decide, progress
 
 if TYPE_CHECKING:
+    from .._params import Endpoint
     from .._v3.watch import Watch
     from .node import LiveNode
     from .view import View
@@ -100,6 +101,18 @@ class Closer:
         self._stopped = True
         watch = self._watch
         if watch is not None:
+            watch.interrupt()
+
+    def move_watch(self, where: Endpoint, *, anyway: bool) -> None:
+        """
+        Open the watch again, unless it comes from where calls are answered.
+
+        Args:
+            where: Where they are.
+            anyway: Whether to open it again in any case.
+        """
+        watch = self._watch
+        if watch is not None and (anyway or watch.endpoint != where):
             watch.interrupt()
 
     def on_duty(self) -> bool:

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from .._errors import EtcdAuthError, EtcdConnectionError, EtcdError, EtcdLimitError
+from .._errors import EtcdConnectionError, EtcdError
 from .._log import SlowBeat, log
+from .._outages import Outages, absence, is_hopeless
 from .._v3 import retry, wire
 from .._v3.client import EtcdClient, LeaseNotFoundError
 from .._v3.lease import SharedLease
@@ -193,7 +194,7 @@ class LiveNode:
         self._renewed = float("-inf")
         self._away_until = float("-inf")
         self._away_error: EtcdError | None = None
-        self._said_away = False
+        self._outages = Outages(run_id, self.beat)
         self._progress_at = 0.0
         self._watch: Watch | None = None
         self._watch_error: EtcdError | None = None
@@ -295,7 +296,10 @@ class LiveNode:
                 seat, self._seat = self._seat, None
                 self._node = replace(self._node, port=port)
             if seat is not None:
-                wait.until_done(lambda left: self._leave(seat.round.number, left))
+                number = seat.round.number
+                if self.view.round is None or self.view.round.number < number:
+                    self._lose("etcd no longer has its round")
+                wait.until_done(lambda left: self._leave(number, left))
             while True:
                 if not self.registered:
                     wait.until_done(self._watching)
@@ -372,10 +376,21 @@ class LiveNode:
         """
         with self._registering:
             sent = self.clock()
-            lease = retry.RANDOM.getrandbits(62) | 1
-            ttl = self.client.grant(self.times.ttl, lease, timeout=seconds)
+            old = self._node.lease
+            lease, ttl = self.client.grant_new(self.times.ttl, timeout=seconds)
             with self.changed:
                 self._become(secrets.token_urlsafe(6), lease, ttl, sent)
+            if old:
+                self._revoke(old, seconds)
+
+    def _revoke(self, lease: int, seconds: float) -> None:
+        """
+        Revoke a lease; at worst it expires.
+        """
+        try:
+            self.client.revoke(lease, timeout=seconds)
+        except EtcdError as error:
+            log.debug("A lease was not revoked: %s", error)
 
     def _become(self, node: str, lease: int, ttl: int, sent: float) -> None:
         self._place.hold(node)
@@ -419,10 +434,7 @@ class LiveNode:
             if entry.key == self._key or not self._place.is_dead(node):
                 continue
             log.info("The node %s of this place is dead; its lease ends now.", node)
-            try:
-                self.client.revoke(entry.lease, timeout=seconds)
-            except EtcdError as error:
-                log.debug("The lease of %s was not revoked: %s", node, error)
+            self._revoke(entry.lease, seconds)
 
     def _take_in(self, reply: wire.TxnReply, known: int) -> bool:
         """
@@ -522,22 +534,38 @@ class LiveNode:
         """
         deadline = self.clock() + seconds
         patient = self.client.patiently()
+        own = self.registered
         while not self.view.closed:
             left = max(deadline - self.clock(), _LEAST_CALL_SECONDS)
+            if not own:
+                self._reload(left)
             lease = self.run_lease.current(left)
+            known = self.mirror.read
+            request = requests.close(
+                self.keys,
+                self._key if own else None,
+                self._node,
+                self.view.round_revision,
+                lease,
+            )
             try:
                 reply = patient.txn(
-                    *requests.close(self.keys, self._node.id or "?", lease),
-                    what=f"close the run '{self.run_id}'",
-                    timeout=left,
+                    *request, what=f"close the run '{self.run_id}'", timeout=left
                 )
             except LeaseNotFoundError:
                 self.run_lease.forget(lease)
                 if self.clock() >= deadline:
                     raise
                 continue
-            entry = _written(self.keys.closed, b"", reply.revision)
-            self.tell([wire.Event(deleted=False, entry=entry)])
+            if reply.succeeded:
+                self.tell(requests.told(request, reply.revision))
+                return
+            self.load(reply.ranges[0].entries, reply.revision, known)
+            own = False
+            if self.clock() >= deadline and not self.view.closed:
+                raise EtcdConnectionError(
+                    f"Could not close the run '{self.run_id}': it changes all the time."
+                )
 
     def withdraw(self, seconds: float) -> None:
         """
@@ -562,10 +590,7 @@ class LiveNode:
         if closer is not None:
             closer.stop()
         if lease:
-            try:
-                self.client.revoke(lease, timeout=seconds)
-            except EtcdError as error:
-                log.debug("A lease was not revoked: %s", error)
+            self._revoke(lease, seconds)
         self._place.release()
         current = threading.current_thread()
         for thread in [*self._threads, *([closer.thread] if closer else [])]:
@@ -737,18 +762,19 @@ class LiveNode:
                 self.pause(retry.pause_seconds(min(failures, 4)))
             failures += 1
 
-    def _reload(self) -> None:
+    def _reload(self, seconds: float = _WATCH_SECONDS) -> None:
         """
         Read all common keys.
+
+        Args:
+            seconds: The most seconds to take.
 
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
         known = self.mirror.read
         end = wire.prefix_end(self.keys.common)
-        found, revision = self.client.range(
-            self.keys.common, end, timeout=_WATCH_SECONDS
-        )
+        found, revision = self.client.range(self.keys.common, end, timeout=seconds)
         self.load(found.entries, revision, known)
 
     def _keep(self) -> None:
@@ -826,6 +852,9 @@ class LiveNode:
         where = self.client.last_endpoint
         if watch is not None and (failed or watch.endpoint != where):
             watch.interrupt()
+        closer = self._closer
+        if closer is not None:
+            closer.move_watch(where, anyway=failed)
         return True
 
     def _has_renewed(self, sent: float, ttl: int) -> None:
@@ -838,20 +867,14 @@ class LiveNode:
 
     def _is_back(self) -> None:
         self._away_error = None
-        if self._said_away:
-            self._said_away = False
-            log.warning("etcd answers '%s' again.", self.run_id)
+        self._outages.end()
         self._on_beat(None)
 
     def _has_failed(self, error: EtcdError) -> None:
         self._away_error = error
         self._on_beat(error)
-        if self._seat is None:
-            return  # Whoever joins says so.
-        self._said_away |= self.beat.warn(
-            f"{absence(error)}; the running round of '{self.run_id}' goes on, but no "
-            f"node can join or leave: {error}"
-        )
+        if self._seat is not None:  # Whoever joins says so by itself.
+            self._outages.begin(str(error), absence(error))
 
     def _come_back(self, lease: int) -> bool:
         """
@@ -893,8 +916,7 @@ class LiveNode:
         """
         sent = self.clock()
         seconds = self.call_seconds
-        lease = retry.RANDOM.getrandbits(62) | 1
-        ttl = self.client.grant(self.times.ttl, lease, timeout=seconds)
+        lease, ttl = self.client.grant_new(self.times.ttl, timeout=seconds)
         run_lease = self.run_lease.current(seconds)
         node = replace(self._node, lease=lease, created=0)
         known = self.mirror.read
@@ -1020,7 +1042,8 @@ class _Wait:
                 self._node._lose("its lease ended while it joined")  # noqa: SLF001
                 return True
             except EtcdError as error:
-                raise_if_hopeless(error)
+                if is_hopeless(error):
+                    raise HopelessError(error) from error
                 if self._node.clock() >= self._deadline:
                     raise TimeUpError(str(error), error) from error
                 self._speak(f"{absence(error)}: {error}")
@@ -1034,8 +1057,12 @@ class _Wait:
         Raise what ends the wait.
         """
         last, most = view.round, self._node.rules.max_nodes
+        # Not so who was in it, and waits until the others have left it, too.
         self._is_spare = (
-            last is not None and not last.broken and len(last.members) >= most
+            last is not None
+            and not last.broken
+            and len(last.members) >= most
+            and self._node.node.id not in last.members
         )
         if view.closed:
             raise ClosedError(spare=self._is_spare)
@@ -1085,7 +1112,7 @@ class _Wait:
     def _state(self) -> str:
         node = self._node
         since = node.clock() - node._progress_at  # noqa: SLF001
-        return describe_wait(node.view, node.rules, since)
+        return describe_wait(node.view, node.rules, node.node.id, since)
 
 
 def _goes_on(mine: Round, last: Round) -> bool:
@@ -1094,25 +1121,6 @@ def _goes_on(mine: Round, last: Round) -> bool:
     """
     same = last.number == mine.number and last.members == mine.members
     return same and not last.broken
-
-
-def absence(error: EtcdError | None) -> str:
-    """
-    Say in a few words what keeps etcd from us.
-    """
-    if isinstance(error, EtcdLimitError):
-        return "etcd refuses to write"
-    return "etcd refuses" if isinstance(error, EtcdAuthError) else "etcd is away"
-
-
-def raise_if_hopeless(error: EtcdError) -> None:
-    """
-    Raise what waiting won't mend.
-    """
-    if isinstance(error, EtcdLimitError) or (
-        isinstance(error, EtcdAuthError) and not error.may_mend
-    ):
-        raise HopelessError(error) from error
 
 
 def _written(key: bytes, value: bytes, revision: int, lease: int = 0) -> wire.Entry:

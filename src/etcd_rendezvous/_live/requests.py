@@ -305,9 +305,31 @@ def has_left(reply: wire.TxnReply, node: Node) -> Node | None:
     return None
 
 
-def close(keys: Keys, node: str, run_lease: int) -> Request:
+def close(
+    keys: Keys, key: bytes | None, node: Node, round_revision: int, run_lease: int
+) -> Request:
     """
-    Close the run. On failure it was closed before.
+    Close the run. On failure it reads the common keys: it may have been closed before.
+
+    It compares what ends with the run, so that a copy that arrives late does not close
+    one that was opened again.
+
+    Args:
+        keys: The keys of the run.
+        key: The node's own; None if it is not registered.
+        node: The node.
+        round_revision: The revision of the last round, 0 for none; compared if the node
+            is not registered.
+        run_lease: The lease of the run.
     """
-    put = wire.put_message(keys.closed, node.encode(), run_lease)
-    return Request([wire.compare_create(keys.closed, 0)], [wire.op_put(put)], [])
+    put = wire.put_message(keys.closed, node.id.encode(), run_lease)
+    own = (
+        wire.compare_mod(keys.round, round_revision)
+        if key is None
+        else wire.compare_create(key, node.created)
+    )
+    return Request(
+        [wire.compare_create(keys.closed, 0), own],
+        [wire.op_put(put)],
+        [_range(keys.common)],
+    )

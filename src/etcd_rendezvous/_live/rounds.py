@@ -312,8 +312,10 @@ def nodes_waiting(
     Returns:
         How many; at least 1 if it has to join the next round.
     """
-    if closed or last is None:
+    if closed:
         return 0
+    if last is None:
+        return 1  # etcd has lost it, and with it the order of rounds.
     if last.number != number or (last.broken and restart):
         return max(last.waiting, 1)
     return last.waiting

@@ -5,6 +5,7 @@ What is said to who waits.
 
 from __future__ import annotations
 
+from .._outages import listed
 from .records import Progress, Round
 from .rounds import Rules
 from .view import View
@@ -12,13 +13,14 @@ from .view import View
 __all__ = ["describe_wait"]
 
 
-def describe_wait(view: View, rules: Rules, since: float) -> str:
+def describe_wait(view: View, rules: Rules, node: str, since: float) -> str:
     """
     Say how far the next round is.
 
     Args:
         view: What a node that waits knows.
         rules: What a round is to be like.
+        node: The id of the node that waits.
         since: The seconds since it knows how far the round is.
 
     Returns:
@@ -26,7 +28,8 @@ def describe_wait(view: View, rules: Rules, since: float) -> str:
     """
     last = view.round
     number = last.number + 1 if last else 0
-    if last is not None and not last.broken and not last.waiting and not view.progress:
+    known = last is None or last.broken or last.waiting or view.progress
+    if last is not None and not known and node not in last.members:
         return _running(last, rules)
     needed = str(rules.min_nodes)
     if rules.max_nodes != rules.min_nodes:
@@ -34,7 +37,7 @@ def describe_wait(view: View, rules: Rules, since: float) -> str:
     said = view.progress
     if said is None:
         return f"{needed} nodes needed for round {number}"
-    joined = f"{said.joined} joined" + _listed(said.names, said.joined)
+    joined = f"{said.joined} joined" + listed(said.names, said.joined)
     if said.seconds is not None:
         left = max(said.seconds - since, 0.0)
         joined += (
@@ -62,12 +65,5 @@ def _missing(said: Progress, number: int) -> str:
         return ""
     return (
         f"; {said.missing_count} of round {number} are missing"
-        f"{_listed(said.missing, said.missing_count)}"
+        f"{listed(said.missing, said.missing_count)}"
     )
-
-
-def _listed(names: tuple[str, ...], count: int) -> str:
-    if not names:
-        return ""
-    more = f" and {count - len(names)} more" if count > len(names) else ""
-    return f" ({', '.join(names)}{more})"

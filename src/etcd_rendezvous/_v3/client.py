@@ -356,6 +356,28 @@ class EtcdClient:
         with _etcds_own(reply.endpoint, writes=True):
             return int(reply.value.get("TTL", 0))
 
+    def grant_new(self, ttl: int, *, timeout: float | None = None) -> tuple[int, int]:
+        """
+        Grant a lease with an identifier of the server's choice.
+
+        Where the reply is lost another one is granted, and nobody renews the first. So,
+        unlike with :meth:`grant`, a copy of the request that arrives late can't bring
+        back a lease that has expired.
+
+        Args:
+            ttl: The time to live in seconds; etcd makes it at least 2.
+            timeout: The most seconds to take; None for ``read_timeout``.
+
+        Returns:
+            The identifier, and the seconds that it was granted for.
+
+        Raises:
+            EtcdError: etcd can't be reached, or refuses.
+        """
+        reply = self._call(wire.GRANT, {"TTL": str(ttl)}, "grant a lease", timeout)
+        with _etcds_own(reply.endpoint, writes=True):
+            return int(reply.value["ID"]), int(reply.value.get("TTL", 0))
+
     def keep_alive(self, lease_id: int, *, timeout: float | None = None) -> int:
         """
         Renew a lease.

@@ -5,8 +5,8 @@ Connections of urllib3 that are quick with small requests.
 A request to a local etcd takes a third of a millisecond, and as much again goes into
 ``http.client``, above all into its parser of headers, made for mail. So these
 connections write and read HTTP/1.1 themselves, as far as a gateway that answers in JSON
-needs it: a request in one piece, a reply that is read to its end. Connecting, TLS,
-time-outs and pools remain urllib3's, and so do its exceptions.
+needs it: a request in one piece, a reply that is read to its end, or as it comes.
+Connecting, TLS, time-outs and pools remain urllib3's, and so do its exceptions.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ import io
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http.client import BadStatusLine, IncompleteRead, LineTooLong, RemoteDisconnected
 from typing import Any, Final
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ProtocolError
 
-__all__ = ["QuickHTTPConnection", "QuickHTTPSConnection"]
+__all__ = ["QuickHTTPConnection", "QuickHTTPSConnection", "Stream"]
 
 _PIECE: Final = 65_536
 _LONGEST_LINE: Final = 65_536
 _MOST_DIGITS: Final = 18
 _WITHOUT_BODY: Final = frozenset({204, 304})
+_GOOD: Final = 200
 
 
 class _Reader:
@@ -119,26 +121,30 @@ class _Reader:
         data, self._data = data[:size], data[size:]
         return data
 
-    def chunks(self) -> bytes:
+    def chunks(self) -> Iterator[bytes]:
         """
-        Read a body that comes in chunks.
+        Yield the chunks of a body that comes so, each when it is there.
         """
-        pieces: list[bytes] = []
         while True:
             line = self.line()
             try:
                 size = int(line.partition(b";")[0], 16)
             except ValueError:
-                raise IncompleteRead(b"".join(pieces)) from None
+                raise IncompleteRead(line) from None
             if size < 0:
-                raise IncompleteRead(b"".join(pieces))
+                raise IncompleteRead(line)
             if not size:
                 break
-            pieces.append(self.exactly(size))
+            yield self.exactly(size)
             self.line()
         while self.line():
             pass  # what may follow a body: nothing that matters
-        return b"".join(pieces)
+
+    def unlimited(self) -> None:
+        """
+        Let what is still to come take any time.
+        """
+        self._deadline = None
 
     def to_the_end(self) -> bytes:
         """
@@ -157,12 +163,40 @@ class _Reader:
         return not self._data
 
 
+class Stream(urllib3.HTTPResponse):
+    """
+    A good reply that comes in chunks, and is read as they come.
+
+    Args:
+        reader: What it is read from.
+        about: What urllib3's response takes.
+    """
+
+    def __init__(self, reader: _Reader, **about: Any) -> None:
+        super().__init__(preload_content=False, **about)
+        self._reader = reader
+
+    def chunks(self) -> Iterator[bytes]:
+        """
+        Yield the chunks, each when it is there.
+
+        Raises:
+            OSError: Nothing came in time, or the connection broke.
+            ProtocolError: It breaks off.
+        """
+        try:
+            yield from self._reader.chunks()
+        except (IncompleteRead, LineTooLong) as error:
+            raise ProtocolError("it breaks off") from error
+
+
 class _Quick(HTTPConnection):
     """
     What both kinds of connection have in common.
     """
 
     _asked: tuple[str, str] = ("", "")
+    _streams = False
 
     def request(  # type: ignore[override]
         self,
@@ -170,6 +204,8 @@ class _Quick(HTTPConnection):
         url: str,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        *,
+        preload_content: bool = True,
         **_: Any,
     ) -> None:
         """
@@ -181,12 +217,15 @@ class _Quick(HTTPConnection):
             body: The body.
             headers: The headers, besides ``Host``, ``Accept-Encoding`` and
                 ``Content-Length``.
+            preload_content: Whether the reply is read to its end; else a good one that
+                comes in chunks is a :class:`Stream`.
         """
         if self.sock is None:
             self.connect()
         else:
             self.sock.settimeout(self.timeout)
         self._asked = method, url
+        self._streams = not preload_content
         host = f"[{self.host}]" if ":" in self.host else self.host
         lines = [
             f"{method} {url} HTTP/1.1",
@@ -201,7 +240,7 @@ class _Quick(HTTPConnection):
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         """
-        Read the reply to its end.
+        Read the reply, to its end unless it is a stream.
 
         Raises:
             BadStatusLine: It is no HTTP.
@@ -216,10 +255,16 @@ class _Quick(HTTPConnection):
         stays = version == b"HTTP/1.1"
         if "close" in headers.get("connection", "").lower():
             stays = False
+        chunked = "chunked" in headers.get("transfer-encoding", "").lower()
+        if self._streams and status == _GOOD and chunked:
+            reader.unlimited()
+            return Stream(
+                reader, headers=headers, status=status, sock_shutdown=self.sock.shutdown
+            )
         if status in _WITHOUT_BODY:
             body = b""
-        elif "chunked" in headers.get("transfer-encoding", "").lower():
-            body = reader.chunks()
+        elif chunked:
+            body = b"".join(reader.chunks())
         elif length.isdecimal():
             if len(length) > _MOST_DIGITS:
                 raise IncompleteRead(b"")

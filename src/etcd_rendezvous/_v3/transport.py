@@ -30,7 +30,7 @@ from .._params import Endpoint, TlsFiles
 from .._pools import CONNECTIONS_PER_POOL, Count, Usage, counted
 from . import retry, wire
 from .auth import Authenticator
-from .connection import QuickHTTPConnection, QuickHTTPSConnection
+from .connection import QuickHTTPConnection, QuickHTTPSConnection, Stream
 from .scheme import alert_of, speaks_the_other
 
 __all__ = ["Transport", "trouble_of_exception"]
@@ -181,7 +181,7 @@ class Transport:
     @contextmanager
     def stream(
         self, path: str, body: bytes, *, what: str, timeout: float
-    ) -> Iterator[tuple[urllib3.BaseHTTPResponse, Endpoint]]:
+    ) -> Iterator[tuple[Stream, Endpoint]]:
         """
         Open a stream of messages on a connection of its own; close it afterwards.
 
@@ -193,8 +193,7 @@ class Transport:
             body: The complete body.
             what: The operation in words, for errors.
             timeout: The most seconds until the stream is there, and at first between
-                two messages; urllib3's ``ReadTimeoutError`` comes out of the reading
-                then.
+                two messages; a ``TimeoutError`` comes out of the reading then.
 
         Yields:
             The open stream, and where it comes from.
@@ -206,7 +205,7 @@ class Transport:
         """
         endpoint = self.failover.current
         started = time.monotonic()
-        pool = self._new_pool(endpoint, size=1)
+        pool = _quick(self._new_pool(endpoint, size=1))
         response: urllib3.BaseHTTPResponse | None = None
         trouble: Trouble | None = None
         own = self._auth.headers(
@@ -228,13 +227,14 @@ class Transport:
                         timeout=self._timeout(timeout, read=timeout),
                     )
                     if response.status != 200:
-                        outcome = _read_reply(response.status, response.read())
+                        outcome = _read_reply(response.status, response.data)
                         trouble = outcome if isinstance(outcome, Trouble) else None
             except (HTTPError, OSError) as error:
                 trouble = trouble_of_exception(error)
-            if trouble is not None or response is None:
+            if trouble is not None or not isinstance(response, Stream):
                 trouble = self.failover.in_context(
-                    trouble or Trouble(retry.Failure.AMBIGUOUS, "no answer")
+                    trouble
+                    or Trouble(retry.Failure.AMBIGUOUS, "its answer is no stream")
                 )
                 if trouble.failure is not retry.Failure.FINAL:
                     self.failover.move_on(endpoint)

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-import urllib3
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError
 
 from .._errors import EtcdConnectionError, EtcdError, EtcdReplyError
 from .._params import Endpoint
 from . import retry, wire
+from .connection import Stream
 from .transport import Transport
 
 __all__ = ["Watch", "open_watch"]
@@ -40,9 +40,7 @@ class Watch:
         endpoint: Where it comes from.
     """
 
-    def __init__(
-        self, response: urllib3.BaseHTTPResponse, endpoint: Endpoint, what: str
-    ) -> None:
+    def __init__(self, response: Stream, endpoint: Endpoint, what: str) -> None:
         self.endpoint = endpoint
         self._response = response
         self._messages = _messages(response, what)
@@ -83,7 +81,7 @@ class Watch:
                 self._refuse_canceled(message)
                 self.revision = max(self.revision, message.revision)
                 yield message.events
-        except ReadTimeoutError:
+        except TimeoutError:
             return
         except (HTTPError, OSError) as error:
             raise EtcdConnectionError(
@@ -186,14 +184,12 @@ def open_watch(
         yield watch
 
 
-def _messages(
-    response: urllib3.BaseHTTPResponse, what: str
-) -> Iterator[wire.WatchMessage]:
+def _messages(response: Stream, what: str) -> Iterator[wire.WatchMessage]:
     """
     Cut a stream into its lines; 3.4's last line, an error, has no newline.
     """
     rest = b""
-    for chunk in response.read_chunked(decode_content=False):
+    for chunk in response.chunks():
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             if line.strip():
