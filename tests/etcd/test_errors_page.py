@@ -756,6 +756,12 @@ class Trouble:
             )
         return str(caught.value)
 
+    @into("`create_backend` is called with the name `etcd-live`")
+    def no_backend(self):
+        with pytest.raises(ValueError, match="create_handler") as caught:
+            create_backend(self.parameters("localhost", "etcd-live"))
+        return str(caught.value)
+
     @into("A child uses its parent's handler after `fork`")
     def forked(self):
         handler = self.nodes().make(1, 1)
