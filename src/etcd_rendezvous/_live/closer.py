@@ -257,7 +257,7 @@ class Closer:
     def _wake_at(self, when: float) -> None:
         with self._node.changed:
             if when < self.wake_at:
-                self._node.changed.notify_all()
+                self._node.due.notify_all()
             self.wake_at = when
 
     def _load(self) -> None:

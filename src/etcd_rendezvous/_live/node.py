@@ -178,8 +178,11 @@ class LiveNode:
         self._on_beat = on_beat
         self._place = Place(about.address)
         self._pid = os.getpid()
-        #: Held while anything below changes; told when something has.
-        self.changed = threading.Condition(threading.RLock())
+        lock = threading.RLock()
+        #: Held while anything below changes; told when it concerns who waits.
+        self.changed = threading.Condition(lock)
+        #: The same lock; told when something is due earlier than the keeper knows.
+        self.due = threading.Condition(lock)
         self.mirror = Mirror(keys.common)
         self.view = View()
         self._node = about
@@ -401,7 +404,7 @@ class LiveNode:
         self._ttl = ttl or self.times.ttl
         self._registered = self._lost = False
         self._renewed = sent
-        self.changed.notify_all()
+        self.due.notify_all()
 
     def _register(self, seconds: float) -> bool:
         """
@@ -585,6 +588,7 @@ class LiveNode:
             watch, closer = self._watch, self._closer
             self._closer = None
             self.changed.notify_all()
+            self.due.notify_all()
         if watch is not None:
             watch.interrupt()
         if closer is not None:
@@ -636,7 +640,10 @@ class LiveNode:
         if self.view.progress != before.progress:
             self._progress_at = self.clock()
         self._see_to_office()
-        self.changed.notify_all()
+        closer, office = self.view.closer, self.view.office
+        if replace(before, closer=closer, office=office) != self.view:
+            # Each thread that is woken costs: not for who closes.
+            self.changed.notify_all()
 
     def _see_to_office(self) -> None:
         """
@@ -660,7 +667,7 @@ class LiveNode:
             size = len(view.round.members) if view.round else 0
             longest = _OFFICE_SECONDS + _OFFICE_SECONDS_A_NODE * size
             self._office_at = self.clock() + retry.RANDOM.uniform(0, longest)
-            self.changed.notify_all()
+            self.due.notify_all()
 
     def _lose(self, why: str) -> None:
         """
@@ -800,7 +807,7 @@ class LiveNode:
                 closer = self._closer
                 due += [closer.wake_at] if closer is not None else []
                 if min(due) > now:
-                    self.changed.wait(min(due) - now)
+                    self.due.wait(min(due) - now)
                     continue
                 office = self._office_at is not None and self._office_at <= now
             if has_lease and beat_at <= now:
