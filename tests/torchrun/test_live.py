@@ -367,7 +367,7 @@ def test_etcd_goes_away_for_longer_than_a_lease(live, own_server):
         silent = {name for name, agent in job.agents.items() if agent.lines("Waiting")}
         began = time.monotonic()
         take_away()
-        time.sleep(TTL + 4)
+        time.sleep(TTL + 2)
         give_back()
         wait_until("etcd", lambda: len(read_live(own_server, job.run_id).nodes) == 3)
         time.sleep(2)
