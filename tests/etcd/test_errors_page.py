@@ -710,9 +710,10 @@ class Trouble:
     def out(self):
         nodes = self.nodes()
         first, second = nodes.several(2)
-        nodes.joining(first)
+        joining = nodes.joining(first)
         wait_until("the closer", lambda: first._node.view.closer)
-        nodes.joining(second)[0].result(10)
+        for future in [*joining, *nodes.joining(second)]:
+            future.result(10)
         # It is lost, whatever it does next.
         with second._node._registering:
             self.end_lease_of(second, nodes)
