@@ -22,8 +22,8 @@ from .usage import connections
 
 KEPT_ALIVE = {"keep_alive_interval": 5, "keep_alive_max_attempt": 3}
 _JOIN_SECONDS = 60
-# What belongs to joining is over by then.
-_SETTLE_SECONDS = 2.0
+# What belongs to joining is over by then, the first renewal for the store included.
+_SETTLE_SECONDS = 6.0
 _ASK_SECONDS = 1.0
 
 

@@ -34,7 +34,7 @@ __all__ = ["Closer"]
 _AGAIN_SECONDS: Final = 0.5
 _WATCH_SECONDS: Final = 5.0
 # Whether the watch has missed anything is looked at this often.
-_GUARD_SECONDS: Final = 15.0
+_GUARD_SECONDS: Final = 20.0
 # How far the next round is, is first said after so long, and no more often.
 _PROGRESS_SECONDS: Final = 5.0
 

@@ -359,12 +359,17 @@ class LiveNode:
             self._grant(seconds)
         with self.changed:
             left = max(deadline - self.clock(), 0.0)
+            # An old error, told again and again, would be a loop without a rest.
+            self._watch_error = None
             self.changed.wait_for(lambda: self._watch or self._watch_error, left)
             if self._watch is None:
-                raise self._watch_error or EtcdConnectionError(
-                    f"Could not {self.watching_what}: it took too long."
-                )
+                raise self._trouble_of_watch()
         return True
+
+    def _trouble_of_watch(self) -> EtcdError:
+        return self._watch_error or EtcdConnectionError(
+            f"Could not {self.watching_what}: it took too long."
+        )
 
     @property
     def watching_what(self) -> str:

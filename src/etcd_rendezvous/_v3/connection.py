@@ -30,6 +30,12 @@ _LONGEST_LINE: Final = 65_536
 _MOST_DIGITS: Final = 18
 _WITHOUT_BODY: Final = frozenset({204, 304})
 _GOOD: Final = 200
+_ENCODING: Final = "content-encoding"
+# Of the headers of a reply, those that say how to read it. The rest tells us nothing.
+_HEEDED: Final = {
+    name.encode(): name
+    for name in (_ENCODING, "connection", "content-length", "transfer-encoding")
+}
 
 
 class _Reader:
@@ -258,9 +264,7 @@ class _Quick(HTTPConnection):
         chunked = "chunked" in headers.get("transfer-encoding", "").lower()
         if self._streams and status == _GOOD and chunked:
             reader.unlimited()
-            return Stream(
-                reader, headers=headers, status=status, sock_shutdown=self.sock.shutdown
-            )
+            return Stream(reader, status=status, sock_shutdown=self.sock.shutdown)
         if status in _WITHOUT_BODY:
             body = b""
         elif chunked:
@@ -276,12 +280,11 @@ class _Quick(HTTPConnection):
         if not stays or not reader.is_empty:
             self.close()
         method, url = self._asked
+        encoded = _ENCODING in headers
         return urllib3.HTTPResponse(
             # urllib3 wants something to read from where it is to decode.
-            body=body
-            if body and "content-encoding" not in headers
-            else io.BytesIO(body),
-            headers=headers,
+            body=body if body and not encoded else io.BytesIO(body),
+            headers={_ENCODING: headers[_ENCODING]} if encoded else None,
             status=status,
             reason=reason,
             request_method=method,
@@ -294,7 +297,7 @@ def _head(reader: _Reader) -> tuple[bytes, int, str, dict[str, str]]:
     Read what stands before a body.
 
     Returns:
-        The version, the status, its reason, and the headers by lower-case name.
+        The version, the status, its reason, and the headers that are heeded.
     """
     line = reader.status_line()
     version, _, rest = line.partition(b" ")
@@ -303,8 +306,10 @@ def _head(reader: _Reader) -> tuple[bytes, int, str, dict[str, str]]:
         raise BadStatusLine(line[:200].decode("latin-1"))
     headers: dict[str, str] = {}
     while line := reader.line():
-        name, _, value = line.decode("latin-1").partition(":")
-        headers[name.strip().lower()] = value.strip()
+        name, _, value = line.partition(b":")
+        heeded = _HEEDED.get(name.strip().lower())
+        if heeded is not None:
+            headers[heeded] = value.strip().decode("latin-1")
     return version, int(number), reason.decode("latin-1"), headers
 
 
