@@ -38,6 +38,7 @@ from etcd_rendezvous import (
     EtcdRendezvousBackend,
     EtcdServer,
     EtcdServerError,
+    _log,
     create_backend,
     create_handler,
 )
@@ -591,6 +592,7 @@ class Trouble:
         """
         self.patch.setattr(node, "_PATIENCE_SECONDS", 0.3)
         self.patch.setattr(closer, "_PROGRESS_SECONDS", 0.1)
+        self.patch.setattr(_log, "BEAT_SECONDS", 0)
         endpoint = endpoint or self.make_server().get_endpoint()
         return self.stack.enter_context(Nodes(endpoint, self.run_id))
 
@@ -636,7 +638,7 @@ class Trouble:
     @into("`etcd-live`: the others don't come")
     def alone_live(self):
         nodes = self.nodes()
-        (joining,) = nodes.joining(nodes.make(2, 2, join_timeout=2))
+        (joining,) = nodes.joining(nodes.make(2, 2, join_timeout=3))
         return self.failed(joining, RendezvousTimeoutError)
 
     @into("The others are waited for")
@@ -710,9 +712,10 @@ class Trouble:
     def out(self):
         nodes = self.nodes()
         first, second = nodes.several(2)
-        nodes.joining(first)
+        joining = nodes.joining(first)
         wait_until("the closer", lambda: first._node.view.closer)
-        nodes.joining(second)[0].result(10)
+        for future in [*joining, *nodes.joining(second)]:
+            future.result(10)
         # It is lost, whatever it does next.
         with second._node._registering:
             self.end_lease_of(second, nodes)

@@ -1120,6 +1120,8 @@ class _Wait:
         )
         if said:
             self._said, self._said_at = state, now
+        else:
+            self._speak_from = now + 1
 
     def _state(self) -> str:
         node = self._node
