@@ -362,11 +362,15 @@ class LiveNode:
             # An old error, told again and again, would be a loop without a rest.
             self._watch_error = None
             self.changed.wait_for(lambda: self._watch or self._watch_error, left)
+        self._require_watch()
+        return True
+
+    def _require_watch(self) -> None:
+        with self.changed:
             if self._watch is None:
                 raise self._watch_error or EtcdConnectionError(
                     f"Could not {self.watching_what}: it took too long."
                 )
-        return True
 
     @property
     def watching_what(self) -> str:
