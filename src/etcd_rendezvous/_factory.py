@@ -94,7 +94,8 @@ def create_backend(
     Raises:
         RendezvousConnectionError: etcd can't be reached, or does not serve what was
             asked for; the ``__cause__`` says which in a sentence.
-        ValueError: A parameter is unknown, or can't be used.
+        ValueError: A parameter is unknown, or can't be used; or ``etcd-live`` is named,
+            whose handler has no backend.
     """
     return backend_of(params, OURS)
 
@@ -105,6 +106,11 @@ def backend_of(
     """
     Do what :func:`create_backend` does, with classes of the caller's choice.
     """
+    if params.backend in LIVE_NAMES:
+        raise EtcdSettingError(
+            f"'{params.backend}' is a handler without a backend of torch's kind; call "
+            "create_handler, or name another backend."
+        )
     settings = _settings(params, params.endpoint, BACKEND_STARTUP_TIMEOUT)
     backend, store, spoken = _create(params, settings, types)
     log.info("%s.", spoken)

@@ -437,7 +437,7 @@ def _known(
         )
     misplaced = sorted(of_others.intersection(config))
     if misplaced:
-        whose = "those that torch's handler runs" if live else "etcd-live"
+        whose = "etcd-v3 and etcd-auto" if live else "etcd-live"
         notes.append(
             f"The setting(s) {', '.join(misplaced)} have no effect here: they are for "
             f"{whose}."

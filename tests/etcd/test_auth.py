@@ -165,12 +165,13 @@ def test_a_role_on_the_prefix_is_enough(guarded, run_id, as_user):
     assert client.user == USER
 
 
-def test_agents_meet(guarded, run_id, as_user):
+@pytest.mark.parametrize("name", ["etcd-v3", "etcd-live"])
+def test_agents_meet(guarded, run_id, as_user, name):
     """
     Two handlers meet, see a third that waits, and close.
     """
     first, second = (
-        create_handler(parameters(guarded, run_id, keep_alive_interval=1))
+        create_handler(parameters(guarded, run_id, name, keep_alive_interval=1))
         for _ in range(2)
     )
     with ThreadPoolExecutor(2) as pool:
@@ -193,6 +194,10 @@ def test_a_role_on_one_run(own_guarded, run_id, as_user):
     permission = f"role grant-permission --prefix rendezvous readwrite {PREFIX}/"
     as_root(endpoint, permission + run_id)
     do_everything(*create_backend(parameters(endpoint, run_id)))
+    for _ in range(2):  # whoever comes second finds a closed run
+        handler = create_handler(parameters(endpoint, run_id, "etcd-live"))
+        assert handler.next_rendezvous().world_size == 1
+        assert handler.shutdown()
 
     said, seconds = refused(parameters(endpoint, "another", startup_timeout=30))
     assert f"Could not read the key '{PREFIX}/another'" in said
@@ -355,20 +360,25 @@ def test_authentication_that_is_switched(make_server, run_id, as_user):
     assert store.add("n", 1) == 2
 
 
-def test_a_password_that_is_no_longer_right(own_guarded, run_id, as_user, caplog):
+@pytest.mark.parametrize("name", ["etcd-v3", "etcd-live"])
+def test_a_password_that_is_no_longer_right(own_guarded, run_id, as_user, caplog, name):
     """
     A handler keeps its last answer, and etcd is not asked again and again.
     """
     server = own_guarded("--auth-token-ttl=1")
     endpoint = server.get_endpoint()
-    handler = create_handler(parameters(endpoint, run_id, keep_alive_interval=1))
+    params = parameters(endpoint, run_id, name, keep_alive_interval=1)
+    handler = create_handler(params)
     handler.next_rendezvous()
     as_root(endpoint, f"user delete {USER}")
     until = time.monotonic() + 2.5
     while time.monotonic() < until:
         assert handler.num_nodes_waiting() == 0
         time.sleep(0.05)
-    handler._stop_heartbeats()
+    if name == "etcd-live":
+        handler._node.withdraw(1.0)
+    else:
+        handler._stop_heartbeats()
     assert f"etcd refuses; the running round of '{run_id}' goes on" in caplog.text
     assert "etcd is away" not in caplog.text
 
@@ -381,18 +391,22 @@ def joining(params):
     started = time.monotonic()
     with pytest.raises(RendezvousConnectionError) as caught:
         handler.next_rendezvous()
-    handler._stop_heartbeats()
+    if params.backend != "etcd-live":
+        handler._stop_heartbeats()
     return str(caught.value.__cause__), time.monotonic() - started
 
 
-def test_joining_with_the_right_to_read_alone(own_guarded, run_id, as_user, caplog):
+@pytest.mark.parametrize("name", ["etcd-v3", "etcd-live"])
+def test_joining_with_the_right_to_read_alone(
+    own_guarded, run_id, as_user, caplog, name
+):
     """
     Who may not write is told so at once when joining, not after the join time-out.
     """
     endpoint = own_guarded().get_endpoint()
     as_root(endpoint, f"role revoke-permission --prefix rendezvous {PREFIX}/")
     as_root(endpoint, f"role grant-permission --prefix rendezvous read {PREFIX}/")
-    said, seconds = joining(parameters(endpoint, run_id))
+    said, seconds = joining(parameters(endpoint, run_id, name))
 
     assert f"the user '{USER}' may not; give a role of theirs the permission" in said
     assert said in caplog.messages
@@ -585,6 +599,13 @@ def test_no_secret_is_shown(
             secrets.add(store.client._transport._auth._token)
             assert len(secrets) == 4
         handler.shutdown()
+        if api == "v3":
+            live = create_handler(
+                parameters(server.get_endpoint(), run_id, "etcd-live")
+            )
+            live.next_rendezvous()
+            live.shutdown()
+            shown.append(repr(live))
         for broken in (
             parameters(server.get_endpoint(), run_id, key_prefix="/other"),
             parameters("localhost:1", run_id, read_timeout=1),

@@ -21,6 +21,7 @@ from torch.distributed import DistStoreError
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousConnectionError,
+    RendezvousGracefulExitError,
     RendezvousParameters,
     RendezvousStateError,
     RendezvousTimeoutError,
@@ -33,18 +34,22 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 
 import etcd
 from etcd_rendezvous import (
+    EtcdClient,
     EtcdRendezvousBackend,
     EtcdServer,
     EtcdServerError,
+    _log,
     create_backend,
     create_handler,
 )
+from etcd_rendezvous._live import closer, node
 from support import etcds, users
+from support.live import Nodes, wait_for_waiting
 from support.oldgateway import old_gateway
 from support.quota import SMALL_QUOTA, use_up
 from support.scripted import ScriptedServer, close, raw, refused_endpoint, reply
 from support.security import Authority, switch_authentication_on
-from support.torchrun import clean_environment
+from support.torchrun import clean_environment, wait_until
 
 pytestmark = pytest.mark.torch
 
@@ -579,6 +584,203 @@ class Trouble:
         create_handler(self.parameters(self.make_server().get_endpoint()))
         return self.warned()
 
+    # -- etcd-live
+
+    def nodes(self, endpoint=None):
+        """
+        Make nodes that are lost after 3 s, and speak as soon as there is something.
+        """
+        self.patch.setattr(node, "_PATIENCE_SECONDS", 0.3)
+        self.patch.setattr(closer, "_PROGRESS_SECONDS", 0.1)
+        self.patch.setattr(_log, "BEAT_SECONDS", 0)
+        endpoint = endpoint or self.make_server().get_endpoint()
+        return self.stack.enter_context(Nodes(endpoint, self.run_id))
+
+    def line(self, words):
+        """
+        Wait for a warning with these words.
+        """
+
+        def found():
+            said = [one.getMessage() for one in self.caplog.records]
+            return [line for line in said if words in line]
+
+        return wait_until("a line", found, seconds=20)[0]
+
+    def failed(self, joining, kind):
+        with pytest.raises(kind) as caught:
+            joining.result(20)
+        return str(caught.value)
+
+    def end_lease_of(self, handler, nodes):
+        with EtcdClient(nodes.endpoint) as client:
+            client.revoke(handler._node.node.lease)
+
+    @into("`etcd-live`: the run id is that of a closed run")
+    def closed_live(self):
+        nodes = self.nodes()
+        one, other = nodes.several(2)
+        nodes.meet(one, other)
+        one.shutdown()
+        (late,) = nodes.joining(nodes.make())
+        return self.failed(late, RendezvousClosedError)
+
+    @into("The run is closed, and this node was a spare")
+    def closed_spare(self):
+        nodes = self.nodes()
+        member = nodes.make(1, 1)
+        nodes.meet(member)
+        (spare,) = nodes.joining(nodes.make(1, 1))
+        self.line("this node is a spare")
+        member.shutdown()
+        return self.failed(spare, RendezvousGracefulExitError)
+
+    @into("`etcd-live`: the others don't come")
+    def alone_live(self):
+        nodes = self.nodes()
+        (joining,) = nodes.joining(nodes.make(2, 2, join_timeout=3))
+        return self.failed(joining, RendezvousTimeoutError)
+
+    @into("The others are waited for")
+    def waiting_live(self):
+        nodes = self.nodes()
+        nodes.joining(nodes.make(2, 2, join_timeout=20))
+        return self.line("1 joined")
+
+    @into("More are waited for: the last call")
+    def last_call(self):
+        nodes = self.nodes()
+        nodes.joining(nodes.make(1, 2, last_call_timeout=20))
+        return self.line("1 joined")
+
+    @into("Nodes of the last round are missing")
+    def missing(self):
+        nodes = self.nodes()
+        survivor, victim = nodes.several(2)
+        nodes.meet(survivor, victim)
+        victim._node.withdraw(1.0)
+        wait_for_waiting(survivor, 5)
+        nodes.joining(survivor)
+        return self.line("missing")
+
+    @into("There are more nodes than the most")
+    def spare(self):
+        nodes = self.nodes()
+        member = nodes.make(1, 1)
+        nodes.meet(member)
+        nodes.joining(nodes.make(1, 1))
+        return self.line("Waiting to join")
+
+    @into("etcd is away while a node joins")
+    def away_while_joining(self):
+        server = self.make_server()
+        nodes = self.nodes(server.get_endpoint())
+        handler = nodes.make(1, 1, join_timeout=20)
+        server.kill()
+        nodes.joining(handler)
+        return self.line("Waiting to join")
+
+    def away(self):
+        server = self.make_server()
+        nodes = self.nodes(server.get_endpoint())
+        handler = nodes.make(1, 1)
+        nodes.meet(handler)
+        server.kill()
+        said = self.line("etcd is away")
+        server.restart()
+        return said, self.line("answers")
+
+    @into("etcd is away while a job runs")
+    def away_live(self):
+        return self.away()[0]
+
+    @into("etcd is back")
+    def back_live(self):
+        return self.away()[1]
+
+    @into("etcd was away for longer than the leases")
+    def lease_gone(self):
+        nodes = self.nodes()
+        handler = nodes.make(1, 1)
+        nodes.meet(handler)
+        self.end_lease_of(handler, nodes)
+        return self.line("back in round")
+
+    @into(
+        "A node was paused or cut off, and the others have gone on without it",
+    )
+    def out(self):
+        nodes = self.nodes()
+        first, second = nodes.several(2)
+        joining = nodes.joining(first)
+        wait_until("the closer", lambda: first._node.view.closer)
+        for future in [*joining, *nodes.joining(second)]:
+            future.result(10)
+        # It is lost, whatever it does next.
+        with second._node._registering:
+            self.end_lease_of(second, nodes)
+            wait_for_waiting(first, 10)
+        return self.line("This node is out")
+
+    @into("Somebody else has written the round")
+    def foreign_round(self):
+        nodes = self.nodes()
+        path = f"/torch/elastic/rendezvous/{self.run_id}/live/c"
+        with EtcdClient(nodes.endpoint) as client:
+            client.put(f"{path}/round", "theirs")
+            client.put(f"{path}/table", "theirs")
+        (joining,) = nodes.joining(nodes.make())
+        return self.failed(joining, RendezvousStateError)
+
+    def warned_of(self, name, **config):
+        endpoint = self.make_server().get_endpoint()
+        create_handler(self.parameters(endpoint, name, **config))
+        return self.warned()
+
+    @into("A setting that `etcd-live` alone has")
+    def setting_of_live(self):
+        return self.warned_of("etcd-v3", rank_order="rack7")
+
+    @into("A setting that `etcd-live` does not have")
+    def setting_of_others(self):
+        return self.warned_of("etcd-live", ttl=60)
+
+    @into("`on_node_loss` is neither of its two values")
+    def neither(self):
+        with pytest.raises(ValueError, match="on_node_loss") as caught:
+            create_handler(self.parameters("localhost", "etcd-live", on_node_loss="x"))
+        return str(caught.value)
+
+    @into("`rank_order` is too long")
+    def long_order(self):
+        with pytest.raises(ValueError, match="rank_order") as caught:
+            create_handler(
+                self.parameters("localhost", "etcd-live", rank_order="x" * 257)
+            )
+        return str(caught.value)
+
+    @into("`create_backend` is called with the name `etcd-live`")
+    def no_backend(self):
+        with pytest.raises(ValueError, match="create_handler") as caught:
+            create_backend(self.parameters("localhost", "etcd-live"))
+        return str(caught.value)
+
+    @into("A child uses its parent's handler after `fork`")
+    def forked(self):
+        handler = self.nodes().make(1, 1)
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            try:
+                handler.next_rendezvous()
+            except RuntimeError as error:
+                os.write(writer, str(error).encode())
+            finally:
+                os._exit(0)
+        os.wait()
+        os.close(writer)
+        with os.fdopen(reader, encoding="utf-8") as said:
+            return said.read()
+
 
 def _without_power_over_files():
     """
@@ -608,7 +810,7 @@ def test_every_row_is_tried():
     """
     There is a way into each trouble of the page.
     """
-    assert len(rows()) == PAGE.read_text().count("\n| ") - 7  # the heads of the tables
+    assert len(rows()) == PAGE.read_text().count("\n| ") - 8  # the heads of the tables
     assert set(TROUBLES) == set(rows())
 
 

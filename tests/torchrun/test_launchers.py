@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "launchers.md"
+LIVE = PAGE.with_name("live.md")
+BLOCK = re.MULTILINE | re.DOTALL
 ONCE = str(HERE / "once.py")
 # Beside the interpreter, as a user's `PATH` has it.
 SCRIPTS = Path(sys.executable).parent
@@ -415,6 +417,54 @@ def test_command_for_torchx(nodes):
     ((run_id,),) = told(records, "TORCHELASTIC_RUN_ID")
     assert run_id.startswith("sh-")
     one_world(records, 2, run_id)
+
+
+def test_command_of_the_page_of_live(nodes):
+    """
+    The command that the page of `etcd-live` begins with, on two nodes, is a job of two.
+    """
+    block = re.search(r"^```sh\n(torchrun .*?)^```$", LIVE.read_text("utf-8"), BLOCK)[1]
+    for _ in range(2):
+        nodes.start(
+            ["bash", "-c", filled_in(block, nodes)], PET_RDZV_CONF="last_call_timeout=2"
+        )
+
+    one_world(nodes.finish(), 2, nodes.run_id)
+
+
+def test_command_for_an_order_of_ones_own(nodes):
+    """
+    The command for Slurm gives its nodes ranks in Slurm's own order.
+    """
+    block = re.search(r"^```sh\nsrun (.*?)^```$", LIVE.read_text("utf-8"), BLOCK)[1]
+    for number in ("1", "0"):
+        nodes.start(
+            # Slurm would start it on each node.
+            ["bash", "-c", filled_in(block, nodes)],
+            SLURM_NODEID=number,
+            # Of two addresses this one comes last.
+            PET_LOCAL_ADDR=f"127.0.0.{2 - int(number)}",
+        )
+    records = nodes.finish()
+
+    one_world(records, 2, nodes.run_id)
+    seen = [one["environment"] for one in records]
+    assert [one["SLURM_NODEID"] for one in seen] == ["0", "1"]
+
+
+def filled_in(block: str, nodes: Nodes) -> str:
+    """
+    Put this test's names into a command of the page.
+    """
+    script = f"{ONCE} {nodes.folder}"
+    for placeholder, text in (
+        ("HOST:2379", nodes.endpoint),
+        ("JOB", nodes.run_id),
+        ("train.py", script),
+    ):
+        assert placeholder in block
+        block = block.replace(placeholder, text)
+    return block
 
 
 def test_variables_of_the_page():

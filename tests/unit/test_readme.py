@@ -18,11 +18,16 @@ import pytest
 import etcd_rendezvous
 from etcd_rendezvous import _params
 from etcd_rendezvous._errors import EtcdSettingError
+from etcd_rendezvous._live import closer, records
+from etcd_rendezvous._live import node as live_node
+from etcd_rendezvous._live.rounds import rank_key
+from etcd_rendezvous._live.settings import LiveSettings, parse_live_settings
 from etcd_rendezvous._params import parse_settings
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 SETTINGS = ROOT / "docs" / "settings.md"
+LIVE = ROOT / "docs" / "live.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE = "examples/train.py"
 TORCHS_NAMES = {"c10d", "etcd", "etcd-v2", "static"}
@@ -70,6 +75,14 @@ def tables(page):
         ]
         for table in found
     ]
+
+
+def headings(page):
+    """
+    Return what the headings of a page are called in links to them.
+    """
+    found = re.findall("^#+ (.*)$", read(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in found}
 
 
 def names_in(cell):
@@ -195,13 +208,24 @@ def test_extras():
 @pytest.mark.torch
 def test_torchrun_commands():
     """
-    The real torchrun understands the command lines of the README, and finds the script.
+    The real torchrun understands the command lines of the README, and finds the script;
+    it understands those of the other pages, too.
     """
     from torch.distributed.run import get_args_parser
 
     calls = [words[1:] for words in commands(README) if words[0] == "torchrun"]
+    others = [
+        words[1:]
+        for page in PAGES
+        for words in commands(page)
+        if ["torchrun"] == words[:1]
+    ]
 
     assert calls
+    for call in others:
+        parsed = get_args_parser().parse_args(call)
+        assert parsed.training_script in (EXAMPLE, "train.py")
+        assert [] == parsed.training_script_args
     for call in calls:
         parsed = get_args_parser().parse_args(call)
         assert EXAMPLE == parsed.training_script
@@ -231,9 +255,16 @@ def test_settings_table_is_complete():
         names_in(row[0])[0]: names_in(row[5])[0] for row in aliases
     }
     assert _params.HANDLER_SETTINGS == names("torch's handler")
+    assert _params._LIVE_SETTINGS == names("`etcd-live`")
     assert _params._LAUNCHER_SETTINGS == names("the launcher")
     assert _params._C10D_SETTINGS == names("c10d")
     assert "docs/settings.md" in read(README)
+    assert _params._NOT_OF_LIVE == {
+        name
+        for row in rows
+        for name in names_in(row[0])
+        if re.search("Without effect on [^.]*`etcd-live`", row[5])
+    }
 
 
 def test_refused_settings_are_listed():
@@ -334,6 +365,31 @@ def test_defaults_of_torchs_handler():
     assert actual == said
 
 
+def test_defaults_of_live():
+    """
+    The defaults of `etcd-live` in the table are those of its parser, and its own page
+    names them, too.
+    """
+    settings = parse_live_settings({}, {})
+    said = {}
+    for row in settings_rows("torch's handler") + settings_rows("`etcd-live`"):
+        default = row[2].removesuffix(" with `etcd-live`").rpartition("; ")[2]
+        # Where the default is another's, that is named.
+        said[names_in(row[0])[0]] = (names_in(default) or [""])[0]
+    said["rejoin_last_call_timeout"] = said[said["rejoin_last_call_timeout"]]
+    (trades,) = [one for one in tables(LIVE) if "less" in one[0]]
+    ttl, last_call, _, on_loss = (names_in(row[1]) for row in trades[1:])
+
+    assert LiveSettings() == settings
+    assert {name: str(value) for name, value in vars(settings).items()} == said
+    assert [settings.keep_alive_interval, settings.keep_alive_max_attempt] == [
+        int(number) for number in ttl
+    ]
+    assert [str(settings.last_call_timeout)] == last_call
+    assert [settings.on_node_loss] == on_loss
+    assert f"{settings.ttl} s unless you say otherwise" in read(LIVE)
+
+
 def test_settings_named_elsewhere():
     """
     Settings in examples of --rdzv-conf are known.
@@ -343,6 +399,7 @@ def test_settings_named_elsewhere():
             values = dict(pair.split("=") for pair in config.split(","))
 
             parse_settings(None, values, startup_timeout=0)
+            parse_live_settings(values)
 
 
 def test_environment_variables():
@@ -350,7 +407,9 @@ def test_environment_variables():
     The table names the variables that the code reads, torchrun's, and no others.
     """
     code = "\n".join(
-        read(path) for path in (ROOT / "src" / "etcd_rendezvous").glob("*.py")
+        read(path)
+        for path in (ROOT / "src" / "etcd_rendezvous").rglob("*.py")
+        if path.parent.name != "_cli"
     )
     named = {name for row in settings_rows() for name in names_in(row[3])}
     options = {
@@ -364,17 +423,81 @@ def test_environment_variables():
         assert f"PET_{option[2:].replace('-', '_').upper()}" == variable
 
 
+# -- etcd-live ---------------------------------------------------------------------
+
+
+def test_keys_of_live():
+    """
+    The page of `etcd-live` names its keys, all of them and no others.
+    """
+    (table,) = [table for table in tables(LIVE) if "key" == table[0][0]]
+    keys = records.Keys(b"RUN")
+    single = {
+        value.decode().removeprefix("RUN/live/")
+        for value in vars(keys).values()
+        if not value.endswith(b"/")
+    }
+
+    named = {names_in(row[0])[0] for row in table[1:]}
+
+    assert single | {"n/<place>/<id>"} == named
+    assert keys.node("<place>", "<id>") == b"RUN/live/n/<place>/<id>"
+
+
+def test_order_of_ranks():
+    """
+    The ranks of the page's example are those that such nodes get.
+    """
+    (table,) = [table for table in tables(LIVE) if "address" == table[0][0]]
+    nodes = [
+        records.Node("id", *names_in(address), 1, 1, order="".join(names_in(order)))
+        for address, order, _ in table[1:]
+    ]
+
+    ranked = sorted(nodes, key=rank_key)
+
+    assert [ranked.index(one) for one in nodes] == [int(row[2]) for row in table[1:]]
+    assert 3 < len(nodes)
+
+
+def test_requests_of_live():
+    """
+    The page counts the requests of an idle minute as they follow from the settings.
+    """
+    (table,) = [table for table in tables(LIVE) if "the closer besides" in table[0]]
+    rows = {row[0]: row[1:] for row in table[1:]}
+    looks = 60 / live_node._GUARD_SECONDS
+    shorter = int(re.search(r"keep_alive_interval=(\d+)", " ".join(rows))[1])
+
+    def first_numbers(start):
+        (cells,) = [cells for what, cells in rows.items() if what.startswith(start)]
+        return [int(re.match(r"\d+", cell)[0]) for cell in cells]
+
+    for start, interval in (
+        ("each minute", LiveSettings().keep_alive_interval),
+        ("…", shorter),
+    ):
+        assert [60 / interval + looks, 60 / closer._GUARD_SECONDS] == first_numbers(
+            start
+        )
+
+
 # -- links, names, code ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links(page):
     """
-    Every link to a file leads to one.
+    Every link to a file leads to one, and every link to a heading of a page to that.
     """
     for link in re.findall(r"\]\(([^)]+)\)", read(page)):
-        if not link.startswith("https://"):
-            assert (page.parent / link.partition("#")[0]).exists(), link
+        if link.startswith("https://"):
+            continue
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if heading:
+            assert heading in headings(target), link
 
 
 def test_every_page_is_linked():

@@ -362,15 +362,14 @@ class LiveNode:
             # An old error, told again and again, would be a loop without a rest.
             self._watch_error = None
             self.changed.wait_for(lambda: self._watch or self._watch_error, left)
-        self._require_watch()
+            if self._watch is None:
+                raise self._trouble_of_watch()
         return True
 
-    def _require_watch(self) -> None:
-        with self.changed:
-            if self._watch is None:
-                raise self._watch_error or EtcdConnectionError(
-                    f"Could not {self.watching_what}: it took too long."
-                )
+    def _trouble_of_watch(self) -> EtcdError:
+        return self._watch_error or EtcdConnectionError(
+            f"Could not {self.watching_what}: it took too long."
+        )
 
     @property
     def watching_what(self) -> str:
@@ -1121,6 +1120,8 @@ class _Wait:
         )
         if said:
             self._said, self._said_at = state, now
+        else:
+            self._speak_from = now + 1
 
     def _state(self) -> str:
         node = self._node
