@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -517,6 +518,68 @@ def test_a_handler_that_nobody_holds(new_nodes, no_leaked_threads, no_leaked_soc
     client.close()
 
 
+def test_a_handler_that_is_used_again(
+    no_leaked_threads, no_leaked_sockets, new_nodes, make_proxy
+):
+    """
+    What a join has begun that gave up ends, also if the handler joins again.
+    """
+    from etcd_rendezvous import create_handler
+    from support.live import parameters
+
+    proxy = make_proxy(new_nodes.endpoint)
+    handler = create_handler(
+        parameters(proxy.endpoint, new_nodes.run_id, 1, 1, join_timeout=1)
+    )
+    slow = proxy.delay(3.0, match="/v3/watch")
+    with pytest.raises((RendezvousConnectionError, RendezvousTimeoutError)):
+        handler.next_rendezvous()
+    slow.cancel()
+
+    handler._settings = replace(handler._settings, join_timeout=20)
+    handler.next_rendezvous()
+    handler.shutdown()
+    handler._node.client.close()
+    handler._server = None  # What was logged may hold the handler still.
+
+
+def test_a_rank_0_that_can_not_serve(new_nodes):
+    """
+    Who fails after its round has completed leaves it to the others.
+    """
+    one, two = new_nodes.several(2, least=1)
+
+    def fail(*_):
+        raise OSError("no store today")
+
+    one._create_tcp_store_server = fail
+    joining = new_nodes.joining(one, two)
+    with pytest.raises(OSError, match="no store today"):
+        joining[0].result(10)
+    assert joining[1].result(10).world_size == 2
+
+    wait_for_waiting(two, 1)
+
+
+def test_who_is_not_in_the_run_asks_etcd(new_nodes):
+    """
+    A handler that does not watch the run remembers nothing of it.
+    """
+    first, other, again = (new_nodes.make(1, 1) for _ in range(3))
+    new_nodes.meet(first)
+    other.set_closed()
+    assert other.is_closed()
+    assert first.shutdown()
+    new_nodes.meet(again)
+
+    assert not other.is_closed()
+    assert not first.is_closed()
+    assert first.shutdown()  # Once more: that closes nobody else's run.
+    assert not again.is_closed()
+    other.set_closed()
+    wait_until("the end", again.is_closed)
+
+
 def test_a_fork_ends_nothing(new_nodes):
     """
     A child that ends as Python does leaves its parent's node alone.
@@ -607,6 +670,45 @@ def test_an_etcd_that_lost_its_data(own_server, own_nodes):
     for one in handlers:
         wait_for_waiting(one, TTL + 3)
     assert own_nodes.meet(*handlers)[0].number == 0
+
+
+def test_an_etcd_that_is_restored(own_server, own_nodes, tmp_path):
+    """
+    What etcd had when it was saved counts again: the nodes meet again, a late one, too.
+    """
+    handlers = own_nodes.several(2, most=3)
+    own_nodes.meet(*handlers)
+    own_server.kill()
+    shutil.copytree(own_server.data_dir / "member", tmp_path / "saved")
+    own_server.restart()
+    for _ in range(3):
+        last = own_nodes.meet(*handlers)[0].number
+
+    own_server.kill()
+    shutil.rmtree(own_server.data_dir / "member")
+    shutil.copytree(tmp_path / "saved", own_server.data_dir / "member")
+    own_server.restart()
+    joining = own_nodes.joining(own_nodes.make(2, 3, "127.0.0.7"))
+    for one in handlers:
+        wait_for_waiting(one, 2 * TTL + 3)
+    joining += own_nodes.joining(*handlers)
+
+    assert agreed([one.result(10) for one in joining])[0].number < last
+
+
+def test_what_somebody_else_writes_ends_no_round(new_nodes):
+    """
+    The running round does without a key that was spoilt.
+    """
+    handlers = new_nodes.several(2)
+    new_nodes.meet(*handlers)
+
+    path = f"/torch/elastic/rendezvous/{new_nodes.run_id}/live/c/round"
+    with EtcdClient(new_nodes.endpoint) as client:
+        client.put(path, "[]")
+    wait_until("all to see it", lambda: all(h._node.view.corrupt for h in handlers))
+
+    assert [one.num_nodes_waiting() for one in handlers] == [0, 0]
 
 
 def test_joining_waits_for_etcd(own_server, own_nodes):
@@ -739,7 +841,7 @@ def test_who_is_missing_of_the_last_round(new_nodes, caplog):
     )[0]
 
     assert "1 joined (127.0.0.1), 2 needed for round 1" in line
-    assert "1 of round 0 are missing (127.0.0.2)" in line
+    assert "1 of round 0 is missing (127.0.0.2)" in line
     (other,) = new_nodes.joining(new_nodes.make(2, 2, "127.0.0.2"))
     agreed([joining.result(5), other.result(5)])
 

@@ -135,6 +135,7 @@ def any_request(draw, model):
         [
             lambda: requests.register(KEYS, place, node),
             lambda: requests.register(KEYS, place, node),
+            lambda: requests.reopen(KEYS, place, node),
             lambda: requests.resume(KEYS, place, node, mod(KEYS.round), RUN_LEASE),
             lambda: requests.take_office(KEYS, key, node),
             lambda: requests.resign(KEYS, mod(KEYS.closer)),

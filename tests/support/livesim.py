@@ -484,15 +484,16 @@ class Process:
         """
         lease = yield from self.grant()
         node = Node(self.new_id(), self.place, self.pid, self.pid, lease=lease)
-        try:
-            reply = yield from self.txn(requests.register(KEYS, self.place, node))
-        except RefusedError:
-            return True
-        own, common = reply.ranges
-        self.load_common(common, reply.revision)
-        if not self.take(node, own):
-            return not self.view.closed
-        return True
+        for build in (requests.register, requests.reopen):
+            try:
+                reply = yield from self.txn(build(KEYS, self.place, node))
+            except RefusedError:
+                return True
+            own, common = reply.ranges
+            self.load_common(common, reply.revision)
+            if self.take(node, own) or not self.view.closed:
+                return True
+        return False
 
     def take(self, node: Node, own: wire.RangeReply) -> bool:
         """

@@ -414,4 +414,4 @@ def test_what_is_said_to_who_waits(live, own_server):
     left = int(line.split(" s left")[0].rpartition(" ")[2])
     assert 150 <= left <= 190
     assert f"2 joined ({a.address}, {b.address}), 3 needed for round 1" in line
-    assert f"1 of round 0 are missing ({c.address})" in line
+    assert f"1 of round 0 is missing ({c.address})" in line

@@ -33,6 +33,7 @@ __all__ = ["Closer"]
 
 _AGAIN_SECONDS: Final = 0.5
 _WATCH_SECONDS: Final = 5.0
+_MOST_REFUSALS: Final = 3
 # Whether the watch has missed anything is looked at this often.
 _GUARD_SECONDS: Final = 20.0
 # How far the next round is, is first said after so long, and no more often.
@@ -65,6 +66,8 @@ class Closer:
         self._roster = Roster({}, None)
         # Everything has to be read (again).
         self._stale = True
+        # How many writes in a row were refused.
+        self._refused = 0
         self._resumed = 0
         self._names: dict[str, str] = {}
         self._enough_since: float | None = None
@@ -229,8 +232,14 @@ class Closer:
                 )
                 self._enough_since = decision.enough_since
                 if decision.action is not Action.WAIT:
-                    self._write(decision, view)
-                    continue
+                    self._refused = (
+                        0 if self._write(decision, view) else self._refused + 1
+                    )
+                    if self._refused < _MOST_REFUSALS:
+                        continue
+                    # What is known can't be right, and may not become so at once.
+                    self._wake_at(now + _AGAIN_SECONDS)
+                    return
                 self._say_progress(now, decision)
                 due = [self._guard_at, decision.wake_at or float("inf"), self._say_at]
                 if away and self._roster.gone:
@@ -265,7 +274,7 @@ class Closer:
         Read everything that it decides on.
         """
         node = self._node
-        known, known_common = self._nodes.read, node.mirror.read
+        known, known_common = self._nodes.latest, node.mirror.latest
         reply = node.client.txn(
             *requests.load(node.keys),
             what=f"read the nodes below '{node.keys.nodes.decode()}'",
@@ -292,13 +301,16 @@ class Closer:
         self._roster = Roster({one.id: one for one in found}, view.round)
         self._stale = False
 
-    def _write(self, decision: Decision, view: View) -> None:
+    def _write(self, decision: Decision, view: View) -> bool:
         """
         Complete a round, or mark the running one.
 
         Args:
             decision: Which round, and how.
             view: What was known when that was decided.
+
+        Returns:
+            Whether it was still so.
         """
         node = self._node
         new = decision.round
@@ -323,9 +335,9 @@ class Closer:
             )
         except LeaseNotFoundError:
             node.run_lease.forget(lease)
-            return
+            return False
         if not reply.succeeded:
-            return
+            return False
         self._stale = False
         node.tell(requests.told(request, reply.revision))
         if completes:
@@ -333,6 +345,7 @@ class Closer:
             self._names = {
                 one: self._names[one] for one in (*new.members, *self._roster.nodes)
             }
+        return True
 
     def _say_progress(self, now: float, decision: Decision) -> None:
         """
@@ -369,7 +382,7 @@ class Closer:
         Open the watch again if it has missed anything.
         """
         self._guard_at = self._node.clock() + _GUARD_SECONDS
-        known = max([self._nodes.read, *(one.mod_revision for one in self._nodes)])
+        known = self._nodes.latest
         try:
             found, revision = self._node.client.range(
                 self._nodes.prefix,

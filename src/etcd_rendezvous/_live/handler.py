@@ -133,6 +133,8 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
             on_beat=partial(_tell, weakref.WeakMethod(self._record_beat)),
         )
         self._server: Any = None
+        # Whether this handler has closed the run, and not joined it since.
+        self._is_shut = False
         # The process may end without a shutdown, by a signal for example.
         weakref.finalize(self, self._node.withdraw, _WITHDRAW_SECONDS)
 
@@ -191,12 +193,17 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         # The last round's server lives on until this round is formed: workers of other
         # nodes may still run, and a lost store would count as their failure.
         last_server, self._server = self._server, None
+        self._is_shut = False
         try:
             listening = _listen()
             try:
                 with heeding_sigterm():
                     seat = self._join(listening.getsockname()[1])
-                    self._serve(seat, listening)
+                    try:
+                        self._serve(seat, listening)
+                    except BaseException:
+                        self._node.withdraw(_WITHDRAW_SECONDS)
+                        raise
             finally:
                 listening.close()
         except Exception as error:
@@ -324,12 +331,12 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         Returns:
             Whether it was closed.
         """
-        closed = False
+        closed = self._is_shut
         try:
-            if not signalled(sys.exc_info()[1]):
+            if not closed and not signalled(sys.exc_info()[1]):
                 try:
                     self._close()
-                    closed = True
+                    closed = self._is_shut = True
                 except RendezvousConnectionError as error:
                     self._record_failure("shutdown", error)
             return closed

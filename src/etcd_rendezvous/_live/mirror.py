@@ -27,6 +27,9 @@ class Mirror:
         self.prefix = prefix
         #: The revision of the latest read; 0 before the first.
         self.read = 0
+        #: The latest revision that is known of: a read that is sent now can't be older,
+        #: unless etcd has lost data.
+        self.latest = 0
         self._entries: dict[bytes, Entry] = {}
         # Of keys whose latest news is later than the latest read; those of deleted
         # ones too.
@@ -58,6 +61,7 @@ class Mirror:
                 continue
             news = True
             self._known[entry.key] = entry.mod_revision
+            self.latest = max(self.latest, entry.mod_revision)
             if event.deleted:
                 self._entries.pop(entry.key, None)
             else:
@@ -87,12 +91,13 @@ class Mirror:
         self._entries = found
         self._known = later
         self.read = revision
+        self.latest = max(self.latest, revision)
         return news
 
     def forget(self) -> None:
         """
         Forget everything: the keys are those of another etcd now.
         """
-        self.read = 0
+        self.read = self.latest = 0
         self._entries.clear()
         self._known.clear()

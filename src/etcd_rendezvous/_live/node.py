@@ -215,7 +215,7 @@ class LiveNode:
         """
         Whether the run is closed, as far as is known; asked for if nobody watches it.
         """
-        if not self._running and not self.view.closed:
+        if not self._running:
             try:
                 return (
                     self.client.get(self.keys.closed, timeout=_WATCH_SECONDS)
@@ -418,13 +418,16 @@ class LiveNode:
         if not self._node.lease or self._lost:
             self._grant(seconds)
         with self._registering:
-            node, known = self._node, self.mirror.read
-            reply = self._send(
-                requests.register(self.keys, self._place.name, node),
-                f"register the node '{self._key.decode()}'",
-                seconds,
-            )
-            registered = self._take_in(reply, known)
+            for build in (requests.register, requests.reopen):
+                known = self.mirror.latest
+                reply = self._send(
+                    build(self.keys, self._place.name, self._node),
+                    f"register the node '{self._key.decode()}'",
+                    seconds,
+                )
+                registered = self._take_in(reply, known)
+                if registered or not self.view.closed:
+                    break
         if not registered:
             if self.view.closed:
                 raise ClosedError(spare=False)
@@ -543,12 +546,13 @@ class LiveNode:
         deadline = self.clock() + seconds
         patient = self.client.patiently()
         own = self.registered
+        if not self._running:
+            # What was known once may be long ago.
+            self._reload(seconds)
         while not self.view.closed:
             left = max(deadline - self.clock(), _LEAST_CALL_SECONDS)
-            if not own:
-                self._reload(left)
             lease = self.run_lease.current(left)
-            known = self.mirror.read
+            known = self.mirror.latest
             request = requests.close(
                 self.keys,
                 self._key if own else None,
@@ -623,12 +627,12 @@ class LiveNode:
         Args:
             entries: The keys.
             revision: The revision of the read.
-            known: What ``mirror.read`` was before it. A read that is older is one of an
-                etcd that has lost its data.
+            known: What ``mirror.latest`` was before it. A read that is older is one of
+                an etcd that has lost its data.
         """
         with self.changed:
             # Unless another reply has told so before.
-            lost_data = revision < known <= self.mirror.read
+            lost_data = revision < known <= self.mirror.latest
             if lost_data:
                 self.mirror.forget()
                 if self._watch is not None:
@@ -641,7 +645,13 @@ class LiveNode:
         """
         Do what follows from all that is known; called whenever it has changed.
         """
-        before, self.view = self.view, view_of(self.mirror, self.keys)
+        before, view = self.view, view_of(self.mirror, self.keys)
+        if view.corrupt:
+            # Whoever joins is told. A running round does without.
+            view = replace(
+                view, round=before.round, round_revision=before.round_revision
+            )
+        self.view = view
         if self.view.progress != before.progress:
             self._progress_at = self.clock()
         self._see_to_office()
@@ -727,12 +737,18 @@ class LiveNode:
             for thread in self._threads:
                 thread.start()
 
+    def _has(self, thread: threading.Thread) -> bool:
+        """
+        Say whether a thread is one of this node's now, and not of an earlier time.
+        """
+        return self._running and thread in self._threads
+
     def _guarded(self, work: Callable[[], None]) -> None:
         """
         Do a thread's work, again if it ends in what nobody has foreseen.
         """
         me = threading.current_thread()
-        while self._running and me in self._threads:
+        while self._has(me):
             try:
                 work()
             except Exception:  # noqa: BLE001 - the node's life hangs on this thread
@@ -749,7 +765,7 @@ class LiveNode:
         failures = 0
         end = wire.prefix_end(self.keys.common)
         create = wire.watch_create(self.keys.common, end, watch_id=1)
-        while self._running and me in self._threads:
+        while self._has(me):
             try:
                 with self.client.watch(
                     [create], what=self.watching_what, timeout=_WATCH_SECONDS
@@ -757,15 +773,17 @@ class LiveNode:
                     if again:
                         self._reload()
                     with self.changed:
-                        if not self._running:
+                        if not self._has(me):
                             return
                         self._watch, self._watch_error = watch, None
                         self.changed.notify_all()
-                    failures = 0
                     for events in watch.batches(None):
+                        failures = 0
                         self.tell(events)
             except EtcdError as error:
                 with self.changed:
+                    if not self._has(me):
+                        return
                     self._watch, self._watch_error = None, error
                     self.changed.notify_all()
                 log.debug("The watch of '%s' broke: %s", self.run_id, error)
@@ -784,7 +802,7 @@ class LiveNode:
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
-        known = self.mirror.read
+        known = self.mirror.latest
         end = wire.prefix_end(self.keys.common)
         found, revision = self.client.range(self.keys.common, end, timeout=seconds)
         self.load(found.entries, revision, known)
@@ -801,7 +819,7 @@ class LiveNode:
         retry_at = float("-inf")
         while True:
             with self.changed:
-                if not self._running or me not in self._threads:
+                if not self._has(me):
                     return
                 now = self.clock()
                 has_lease = bool(self._node.lease) and not self._lost
@@ -931,7 +949,7 @@ class LiveNode:
         lease, ttl = self.client.grant_new(self.times.ttl, timeout=seconds)
         run_lease = self.run_lease.current(seconds)
         node = replace(self._node, lease=lease, created=0)
-        known = self.mirror.read
+        known = self.mirror.latest
         reply = self._send(
             requests.resume(
                 self.keys, self._place.name, node, last.revision, run_lease
@@ -941,6 +959,9 @@ class LiveNode:
         )
         if not self._take_in(reply, known):
             return False
+        if not self._running:
+            self._revoke(lease, seconds)
+            return True
         with self.changed:
             self._away_until = self.clock() + self.seconds_of_grace
             self._renewed, self._ttl = sent, ttl or self.times.ttl
@@ -958,7 +979,7 @@ class LiveNode:
             self._office_at = None
             if not self.registered or self.view.closer is not None:
                 return
-            node, key, known = self._node, self._key, self.mirror.read
+            node, key, known = self._node, self._key, self.mirror.latest
         try:
             reply = self._send(
                 requests.take_office(self.keys, key, node),
@@ -987,7 +1008,7 @@ class LiveNode:
         with self.changed:
             self._see_to_office()
             watch = self._watch
-            known = max([self.mirror.read, *(e.mod_revision for e in self.mirror)])
+            known = self.mirror.latest
             count = len(self.mirror)
         if watch is None:
             return

@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "mark",
     "register",
+    "reopen",
     "resign",
     "resume",
     "say_progress",
@@ -54,24 +55,36 @@ class Request(NamedTuple):
 
 def register(keys: Keys, place: str, node: Node) -> Request:
     """
-    Register a node, and make it the closer if there is none.
+    Register a node, and make it the closer if there is none, unless the run is closed.
 
-    If the run is closed and no node lives, it is opened again first. Either branch
-    reads the nodes of the place, and then the common keys: the node is registered if it
-    is among the former.
+    Either branch reads the nodes of the place, and then the common keys: the node is
+    registered if it is among the former.
     """
     key = keys.node(place, node.id)
-    put = _put_node_and_take_office(keys, key, node)
-    reopen = wire.txn(
-        [wire.compare_create(keys.nodes, 0, wire.prefix_end(keys.nodes))],
-        [wire.op_delete(wire.delete_message(keys.closed)), *put],
-        [],
-    )
     read = _read(keys, place)
     return Request(
         [wire.compare_create(keys.closed, 0), wire.compare_create(key, 0)],
-        [*put, *read],
-        [wire.op_txn(reopen), *read],
+        [*_put_node_and_take_office(keys, key, node), *read],
+        read,
+    )
+
+
+def reopen(keys: Keys, place: str, node: Node) -> Request:
+    """
+    Register a node in a run that is closed, if no node lives, and open it again.
+
+    It reads what ``register`` does.
+    """
+    key = keys.node(place, node.id)
+    read = _read(keys, place)
+    return Request(
+        [wire.compare_create(keys.nodes, 0, wire.prefix_end(keys.nodes))],
+        [
+            wire.op_delete(wire.delete_message(keys.closed)),
+            *_put_node_and_take_office(keys, key, node),
+            *read,
+        ],
+        read,
     )
 
 

@@ -63,7 +63,8 @@ def _running(last: Round, rules: Rules) -> str:
 def _missing(said: Progress, number: int) -> str:
     if not said.missing_count:
         return ""
+    are = "is" if said.missing_count == 1 else "are"
     return (
-        f"; {said.missing_count} of round {number} are missing"
+        f"; {said.missing_count} of round {number} {are} missing"
         f"{listed(said.missing, said.missing_count)}"
     )
