@@ -47,9 +47,11 @@ def idle(
         told: Is called with what is being done.
     """
     told(f"idle for {seconds:.0f} s")
-    with ThreadPoolExecutor(len(backends)) as pool:
+    with ThreadPoolExecutor(len(backends) + 1) as pool:
         found = pool.map(partial(_of_backend, binary, sizes, seconds), backends)
-    return [figure for figures in found for figure in figures]
+        parts = [pool.submit(_parts, binary, seconds)] if LIVE in backends else []
+        figures = [figure for figures in found for figure in figures]
+        return figures + [figure for part in parts for figure in part.result()]
 
 
 def _of_backend(
@@ -63,9 +65,6 @@ def _of_backend(
             with place(backend, server) as where:
                 if not _idle(where, figure, seconds):
                     break
-        if backend == LIVE:
-            with place(backend, server) as where:
-                figures += _parts(where, seconds)
     return figures
 
 
@@ -128,14 +127,18 @@ def _revision(where: Place) -> int:
 # -- threads and sockets --------------------------------------------------------------
 
 
-def _parts(where: Place, seconds: float) -> list[Figure]:
+def _parts(binary: str | None, seconds: float) -> list[Figure]:
     """
     Measure what one agent has open, and what it sends, and the same of the closer.
     """
     figures = []
-    with crowd(
-        where, 2, alone=True, join_timeout=_JOIN_SECONDS, **KEPT_ALIVE
-    ) as members:
+    with (
+        EtcdServer(binary=binary) as server,
+        place(LIVE, server) as where,
+        crowd(
+            where, 2, alone=True, join_timeout=_JOIN_SECONDS, **KEPT_ALIVE
+        ) as members,
+    ):
         members.do(join, limit=_JOIN_SECONDS)
         time.sleep(_SETTLE_SECONDS)
         members.do(_count, limit=_JOIN_SECONDS)

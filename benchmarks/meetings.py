@@ -60,10 +60,13 @@ class Meetings:
         for run in range(self.runs):
             for backend in self.backends:
                 joining = figures.get((JOIN, backend))
+                rejoining = figures.get((REJOIN, backend))
                 if joining is None or (run and joining.seconds > SLOW_SECONDS):
                     continue
+                if rejoining is not None and run and rejoining.seconds > SLOW_SECONDS:
+                    rejoining = None
                 self.told(f"{nodes} nodes, run {run + 1}: {backend}")
-                self._meet(joining, figures.get((REJOIN, backend)))
+                self._meet(joining, rejoining)
         return list(figures.values())
 
     def _meet(self, joining: Figure, rejoining: Figure | None) -> None:

@@ -43,6 +43,7 @@ def plot(report: Report, path: Path) -> None:
         axis.set_title(_TITLES[name])
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axis.set_xlabel("nodes")
         axis.grid(visible=True, alpha=0.3)

@@ -8,10 +8,12 @@ a late node, a node that is killed, an etcd that loses its leader, and what it c
 when nothing happens.
 
     python -m benchmarks.rendezvous --binary ETCD --json figures.json --plot figures.svg
-    python -m benchmarks.rendezvous --nodes 32 128 --runs 1 --parts meetings
+    python -m benchmarks.rendezvous --nodes 2 32 128 --runs 1 --idle-seconds 20
+    python -m benchmarks.rendezvous --nodes 128 --parts meetings
     python -m benchmarks.rendezvous --show figures.json
 
-etcd must serve v2 for torch's ``etcd-v2``: 3.5 is the last that does.
+All of it takes a quarter of an hour, mostly because who does not finish is given a
+minute each. etcd must serve v2 for torch's ``etcd-v2``: 3.5 is the last that does.
 """
 
 from __future__ import annotations

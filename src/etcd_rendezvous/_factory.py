@@ -26,6 +26,7 @@ from ._errors import (
 from ._handler import EtcdRendezvousHandler, settings_of_torch
 from ._live.handler import EtcdLiveRendezvousHandler
 from ._live.settings import parse_live_settings
+from ._live.store import AgentStore
 from ._log import SlowBeat, log
 from ._params import HANDLER_SETTINGS, Settings, parse_settings
 from ._requirements import require_python_etcd
@@ -153,7 +154,7 @@ def handler_of(params: RendezvousParameters, types: Types) -> RendezvousHandler:
         on_shutdown = server.stop if server is not None else None
         handler: EtcdRendezvousHandler | EtcdLiveRendezvousHandler
         if params.backend in LIVE_NAMES:
-            handler, spoken = _create_live(params, settings, types, on_shutdown)
+            handler, spoken = _create_live(params, settings, on_shutdown)
         else:
             backend, store, spoken = _create(params, settings, types)
             handler = EtcdRendezvousHandler.create(store, backend, params, on_shutdown)
@@ -228,7 +229,6 @@ def _create(
 def _create_live(
     params: RendezvousParameters,
     settings: Settings,
-    types: Types,
     on_shutdown: Callable[[], None] | None,
 ) -> tuple[EtcdLiveRendezvousHandler, str]:
     """
@@ -237,7 +237,7 @@ def _create_live(
     own = parse_live_settings(params.config)
     client, api = _client(params, settings)
     key = key_of_state(settings.key_prefix, params.run_id)
-    store = types.store(client, f"{key}/store", ttl=settings.store_ttl)
+    store = AgentStore(client, f"{key}/store", ttl=settings.store_ttl)
     handler = EtcdLiveRendezvousHandler(client, store, key, params, own, on_shutdown)
     return handler, _spoken(params, settings, api)
 

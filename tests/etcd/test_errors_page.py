@@ -633,7 +633,9 @@ class Trouble:
         (spare,) = nodes.joining(nodes.make(1, 1))
         self.line("this node is a spare")
         member.shutdown()
-        return self.failed(spare, RendezvousGracefulExitError)
+        # torch's words, which torchrun does not show.
+        assert "terminating pending" in self.failed(spare, RendezvousGracefulExitError)
+        return self.line("is closed")
 
     @into("`etcd-live`: the others don't come")
     def alone_live(self):
@@ -662,6 +664,14 @@ class Trouble:
         wait_for_waiting(survivor, 5)
         nodes.joining(survivor)
         return self.line("missing")
+
+    @into("A node of the running round is lost")
+    def lost(self):
+        nodes = self.nodes()
+        survivor, victim = nodes.several(2)
+        nodes.meet(survivor, victim)
+        victim._node.withdraw(1.0)
+        return self.line("has lost")
 
     @into("There are more nodes than the most")
     def spare(self):

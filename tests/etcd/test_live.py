@@ -288,7 +288,7 @@ def test_a_killed_node(nodes, which):
     assert len(nodes.meet(replacement, *survivors)) == 3
 
 
-def test_a_round_after_a_loss_has_a_last_call_of_its_own(new_nodes):
+def test_a_round_after_a_loss_has_a_last_call_of_its_own(new_nodes, caplog):
     """
     `rejoin_last_call_timeout` counts instead of `last_call_timeout` then.
     """
@@ -301,9 +301,16 @@ def test_a_round_after_a_loss_has_a_last_call_of_its_own(new_nodes):
     wait_for_waiting(survivor, TTL + 3)
 
     assert len(new_nodes.meet(survivor, seconds=3)) == 1
+    lines = [line for line in caplog.messages if "has lost" in line]
+    assert lines == [
+        (
+            f"Round 0 of '{new_nodes.run_id}' has lost 1 of its 2 nodes (127.0.0.1); its "
+            "other nodes meet again (on_node_loss=restart)."
+        )
+    ]
 
 
-def test_lost_nodes_ignored(new_nodes):
+def test_lost_nodes_ignored(new_nodes, caplog):
     """
     With `on_node_loss=ignore` a lost node alone is no reason, as in torch.
     """
@@ -316,6 +323,9 @@ def test_lost_nodes_ignored(new_nodes):
     time.sleep(1)
 
     assert survivor.num_nodes_waiting() == 0
+    assert "1 of its 2 nodes (127.0.0.1); it goes on (on_node_loss=ignore)" in (
+        caplog.text
+    )
     late = new_nodes.joining(new_nodes.make(1, 3))
     wait_for_waiting(survivor, 3)
     late += new_nodes.joining(survivor)
@@ -397,6 +407,22 @@ def test_who_finishes_has_not_died(new_nodes):
     with pytest.raises(RendezvousClosedError, match="free again when the last"):
         late.next_rendezvous()
     assert all(one.shutdown() for one in handlers[1:])
+
+
+def test_an_agent_that_has_finished_closes_the_run(new_nodes):
+    """
+    When an agent begins to wait for the others at its end, nobody else joins any more.
+    """
+    handlers = new_nodes.several(2, most=3)
+    info, _ = new_nodes.meet(*handlers)
+
+    info.store.add("torchelastic/agent/terminal_state/num_members", 1)
+
+    wait_until("all to know", lambda: all(one.is_closed() for one in handlers))
+    with pytest.raises(RendezvousClosedError):
+        new_nodes.make(2, 3).next_rendezvous()
+    assert [one.num_nodes_waiting() for one in handlers] == [0, 0]
+    assert all(one.shutdown() for one in handlers)
 
 
 def test_a_closed_run_without_nodes_is_a_leftover(nodes):

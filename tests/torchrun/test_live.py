@@ -230,6 +230,35 @@ def test_agents_that_finish_apart(live, own_server):
         assert our_lines(job, name) == []
 
 
+def test_who_waits_at_its_end_is_not_waited_for(live, own_server):
+    """
+    An agent that is done waits in torch's exit barrier, and joins no more. A late node is
+    turned away then, a lost one not missed: the last one trains on.
+    """
+    job = live(nnodes="2:3")
+    world = start(job, "abc", own_server)
+    job.stop("a")
+    job.wait_for("a's end", lambda: job.records("ended"))
+    job.wait_for("the closing", lambda: read_live(own_server, job.run_id).closed)
+    late = job.start("late")
+    late.ended = True
+    assert late.wait() == 1
+    assert "is closed" in late.said
+    victim = job.agents["c"]
+    victim.ended = True
+    victim.kill_node()
+    time.sleep(TTL + 1)
+    before = len(job.records("step", nodes={"b"}))
+    job.wait_for("b", lambda: len(job.records("step", nodes={"b"})) > before + 2)
+
+    assert job.worlds() == [world]
+    assert {record["pid"] for record in job.records()} == world.pids
+    # torch's barrier waits for the lost one, too: 300 s.
+    for name in "ab":
+        job.agents[name].ended = True
+        job.agents[name].process.kill()
+
+
 def test_a_run_that_is_closed_while_some_still_train(live, own_server):
     """
     A node that has failed for good closes the run. The others train on; who comes

@@ -75,7 +75,19 @@ def test_a_node_is_read_as_it_was_written(node):
     assert records.decode_node(found) == replace(node, created=8, modified=9, lease=7)
 
 
-@given(st.builds(Round, NUMBERS, st.just(("a", "b")), TEXTS, NUMBERS, st.booleans()))
+@given(
+    st.builds(Round, NUMBERS, st.just(("a", "b")), TEXTS, NUMBERS)
+    | st.builds(
+        Round,
+        NUMBERS,
+        st.just(("a", "b")),
+        TEXTS,
+        NUMBERS,
+        broken=st.just(True),
+        lost=st.just(("a",)),
+        lost_count=st.just(1),
+    )
+)
 def test_a_round_is_read_as_it_was_written(one):
     """
     What the closer has written is what the others read.

@@ -21,7 +21,7 @@ from .._v3.client import LeaseNotFoundError
 from . import requests
 from .mirror import Mirror
 from .records import Node, Progress, Round, decode_names, decode_node, node_id
-from .rounds import Action, Decision, Roster, decide, progress
+from .rounds import Action, Decision, Roster, decide, progress, with_names
 
 if TYPE_CHECKING:
     from .._params import Endpoint
@@ -326,6 +326,8 @@ class Closer:
             names = [self._names[member] for member in new.members]
             request = requests.complete(keys, fence, new, names, lease)
         else:
+            if new.broken and not new.lost_count:
+                new = with_names(new, self._roster.gone, self._names)
             request = requests.mark(keys, fence, new, lease)
         # What becomes of it, if that stays unknown, the next read tells.
         self._stale = True

@@ -32,7 +32,6 @@ from .._backend import CONNECTION_FAILED
 from .._errors import EtcdError
 from .._log import log
 from .._signals import heeding_sigterm, signalled
-from .._store import EtcdStore
 from .._v3.client import EtcdClient
 from .node import (
     ClosedError,
@@ -46,11 +45,14 @@ from .node import (
 from .records import Keys, Node
 from .rounds import Rules
 from .settings import LiveSettings
+from .store import AgentStore
 
 __all__ = ["EtcdLiveRendezvousHandler"]
 
 # What an agent that ends may take for saying so.
 _WITHDRAW_SECONDS: Final = 3.0
+# What it may take to say that workers have finished; torch says it again at the end.
+_FINISH_SECONDS: Final = 5.0
 _BACKLOG: Final = 2048
 _slots: Final = itertools.count()
 
@@ -81,7 +83,8 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
 
     Args:
         client: The client, for etcd's v3 API.
-        store: The store to return as part of the rendezvous.
+        store: The store to return as part of the rendezvous; it tells when the agent
+            has finished.
         run_key: The key of the run.
         params: torch's parameters.
         settings: The settings.
@@ -93,7 +96,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
     def __init__(
         self,
         client: EtcdClient,
-        store: EtcdStore,
+        store: AgentStore,
         run_key: str,
         params: RendezvousParameters,
         settings: LiveSettings,
@@ -130,11 +133,12 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
                 settings.heartbeat_timeout,
             ),
             restart=settings.on_node_loss == "restart",
-            on_beat=partial(_tell, weakref.WeakMethod(self._record_beat)),
+            on_beat=partial(_call, weakref.WeakMethod(self._record_beat)),
         )
         self._server: Any = None
         # Whether this handler has closed the run, and not joined it since.
         self._is_shut = False
+        store.on_finish = partial(_call, weakref.WeakMethod(self._has_finished))
         # The process may end without a shutdown, by a signal for example.
         weakref.finalize(self, self._node.withdraw, _WITHDRAW_SECONDS)
 
@@ -234,6 +238,11 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
             return self._node.join(port, settings.join_timeout)
         except ClosedError as error:
             if error.spare:
+                log.warning(
+                    "'%s' is closed: its job is over or ends, and this spare is not "
+                    "needed any more.",
+                    self._run_id,
+                )
                 # torch's words
                 raise RendezvousGracefulExitError(
                     f"The rendezvous '{self._run_id}' is closed, terminating pending "
@@ -321,6 +330,18 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
             NodeState.SUCCEEDED,
         )
 
+    def _has_finished(self) -> None:
+        """
+        Close the rendezvous when the agent's workers have succeeded.
+
+        torch does so when all agents have finished. Until then somebody might come, or
+        be lost, and the others would wait for this one, which does not join again.
+        """
+        try:
+            self._node.close(_FINISH_SECONDS)
+        except EtcdError as error:
+            log.debug("'%s' is not closed yet: %s", self._run_id, error)
+
     def shutdown(self) -> bool:
         """
         Close the rendezvous, and end this node; see torch's ``RendezvousHandler``.
@@ -385,16 +406,13 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         )
 
 
-def _tell(
-    method: weakref.WeakMethod[Callable[[EtcdError | None], None]],
-    error: EtcdError | None,
-) -> None:
+def _call(method: weakref.WeakMethod[Callable[..., None]], *args: Any) -> None:
     """
     Call a method of an object, if that is still there.
     """
     bound = method()
     if bound is not None:
-        bound(error)
+        bound(*args)
 
 
 def _listen() -> socket.socket:

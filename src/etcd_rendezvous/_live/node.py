@@ -20,7 +20,7 @@ from typing import Final
 
 from .._errors import EtcdConnectionError, EtcdError
 from .._log import SlowBeat, log
-from .._outages import Outages, absence, is_hopeless
+from .._outages import Outages, absence, is_hopeless, listed
 from .._v3 import retry, wire
 from .._v3.client import EtcdClient, LeaseNotFoundError
 from .._v3.lease import SharedLease
@@ -652,6 +652,7 @@ class LiveNode:
                 view, round=before.round, round_revision=before.round_revision
             )
         self.view = view
+        self._say_news(before.round, view)
         if self.view.progress != before.progress:
             self._progress_at = self.clock()
         self._see_to_office()
@@ -659,6 +660,30 @@ class LiveNode:
         if replace(before, closer=closer, office=office) != self.view:
             # Each thread that is woken costs: not for who closes.
             self.changed.notify_all()
+
+    def _say_news(self, before: Round | None, view: View) -> None:
+        """
+        Say what has become of the round that this node is in.
+        """
+        seat, last = self._seat, view.round
+        if seat is None or last is None or before is None or view.closed:
+            return
+        if not last.number == before.number == seat.round.number:
+            return
+        if last.broken and not before.broken:
+            then = "its other nodes meet again" if self._restart else "it goes on"
+            log.warning(
+                "Round %d of '%s' has lost %d of its %d nodes%s; %s (on_node_loss=%s).",
+                last.number,
+                self.run_id,
+                last.lost_count,
+                len(last.members),
+                listed(last.lost, last.lost_count),
+                then,
+                "restart" if self._restart else "ignore",
+            )
+        elif last.waiting and not before.waiting:
+            log.info("Others want to join '%s': its nodes meet again.", self.run_id)
 
     def _see_to_office(self) -> None:
         """
@@ -1125,12 +1150,14 @@ class _Wait:
             return
         away = node._away_error or node._watch_error  # noqa: SLF001
         state = f"{absence(away)}: {away}" if away else self._state()
-        if state == self._said and now < self._said_at + _SPEAK_AGAIN_SECONDS:
+        # Seconds that go by are no change.
+        timeless = state if away else self._state(0.0)
+        if timeless == self._said and now < self._said_at + _SPEAK_AGAIN_SECONDS:
             self._speak_from = now + 1
             return
-        self._speak(state)
+        self._speak(state, timeless)
 
-    def _speak(self, state: str) -> None:
+    def _speak(self, state: str, timeless: str | None = None) -> None:
         now = self._node.clock()
         if now < self._speak_from:
             return
@@ -1140,13 +1167,14 @@ class _Wait:
             f"Waiting to join '{self._node.run_id}'{until}: {state}"
         )
         if said:
-            self._said, self._said_at = state, now
+            self._said, self._said_at = timeless or state, now
         else:
             self._speak_from = now + 1
 
-    def _state(self) -> str:
+    def _state(self, since: float | None = None) -> str:
         node = self._node
-        since = node.clock() - node._progress_at  # noqa: SLF001
+        if since is None:
+            since = node.clock() - node._progress_at  # noqa: SLF001
         return describe_wait(node.view, node.rules, node.node.id, since)
 
 

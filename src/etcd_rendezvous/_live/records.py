@@ -129,6 +129,8 @@ class Round:
         address: Where rank 0 is.
         port: The port of the store that rank 0 serves.
         broken: Whether one of its nodes is gone.
+        lost: The addresses of some of those that were gone when it broke.
+        lost_count: How many those are.
         waiting: How many nodes wait for room that there is.
         revision: The revision that wrote it last.
     """
@@ -140,6 +142,8 @@ class Round:
     broken: bool = False
     waiting: int = 0
     revision: int = 0
+    lost: tuple[str, ...] = ()
+    lost_count: int = 0
 
 
 @dataclass(frozen=True)
@@ -221,16 +225,17 @@ def encode_round(entry: Round) -> bytes:
     """
     Return what stands in etcd for a round, its members apart.
     """
-    return _json(
-        {
-            "round": entry.number,
-            "state": "broken" if entry.broken else "up",
-            "nodes": len(entry.members),
-            "address": entry.address,
-            "port": entry.port,
-            "waiting": entry.waiting,
-        }
-    )
+    value: dict[str, Any] = {
+        "round": entry.number,
+        "state": "broken" if entry.broken else "up",
+        "nodes": len(entry.members),
+        "address": entry.address,
+        "port": entry.port,
+        "waiting": entry.waiting,
+    }
+    if entry.broken:
+        value |= {"lost": entry.lost, "lost_count": entry.lost_count}
+    return _json(value)
 
 
 def decode_round(entry: Entry, table: bytes) -> Round | None:
@@ -259,6 +264,8 @@ def decode_round(entry: Entry, table: bytes) -> Round | None:
         broken=_text(value, "state") != "up",
         waiting=_number(value, "waiting"),
         revision=entry.mod_revision,
+        lost=_texts(value, "lost") if "lost" in value else (),
+        lost_count=_number(value, "lost_count") if "lost" in value else 0,
     )
 
 

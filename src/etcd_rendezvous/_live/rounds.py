@@ -32,6 +32,7 @@ __all__ = [
     "progress",
     "rank_key",
     "standing",
+    "with_names",
 ]
 
 _MOST_NAMES: Final = 8
@@ -319,6 +320,21 @@ def nodes_waiting(
     if last.number != number or (last.broken and restart):
         return max(last.waiting, 1)
     return last.waiting
+
+
+def with_names(
+    broken: Round, gone: AbstractSet[str], names: Mapping[str, str]
+) -> Round:
+    """
+    Return a round that breaks, with the names of those that it has lost.
+
+    Args:
+        broken: The round.
+        gone: The ids of those that are gone.
+        names: The addresses of its nodes, by id.
+    """
+    lost = sorted((names.get(node, "?") for node in gone), key=natural)
+    return replace(broken, lost=tuple(lost[:_MOST_NAMES]), lost_count=len(lost))
 
 
 def progress(

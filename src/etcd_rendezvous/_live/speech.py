@@ -51,7 +51,8 @@ def describe_wait(view: View, rules: Rules, node: str, since: float) -> str:
 
 def _running(last: Round, rules: Rules) -> str:
     nodes = len(last.members)
-    text = f"round {last.number} is running with {nodes} nodes; "
+    text = f"round {last.number} is running with {nodes} "
+    text += "node; " if nodes == 1 else "nodes; "
     if nodes >= rules.max_nodes:
         return text + "this node is a spare, and steps in when one of them is lost"
     return (
