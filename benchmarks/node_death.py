@@ -14,7 +14,8 @@ is seen so early; only a rendezvous that watches its nodes notices then.) What d
 is how long the dead node keeps the next round from beginning, and whether the workers
 of that round meet: where they find in the store what those of the last round have left
 there, they fail, and one more round is waited for. So rivals differ a lot from run to
-run, and several runs say more than one.
+run, and several runs say more than one. (torch 2.13's handler says where the workers
+meet in its first round only: a spare that steps in later waits for that in vain.)
 
 - *elastic*: three nodes of ``--nnodes=2:3``; two go on, after a last call.
 - *spare*: ``--nnodes=3:3`` with four agents; the fourth steps in.
