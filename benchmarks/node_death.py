@@ -11,7 +11,10 @@ What is noticed first is the same for all: gloo sees that a peer's socket is clo
 workers fail, and their agents want the next round. (``--max-restarts`` is high enough
 never to matter. With a machine that loses power, or with collectives that hang, nothing
 is seen so early; only a rendezvous that watches its nodes notices then.) What differs
-is how long the dead node keeps the next round from beginning.
+is how long the dead node keeps the next round from beginning, and whether the workers
+of that round meet: where they find in the store what those of the last round have left
+there, they fail, and one more round is waited for. So rivals differ a lot from run to
+run, and several runs say more than one.
 
 - *elastic*: three nodes of ``--nnodes=2:3``; two go on, after a last call.
 - *spare*: ``--nnodes=3:3`` with four agents; the fourth steps in.
@@ -189,12 +192,23 @@ def _table(rows: list[Row], limit: float) -> Iterator[str]:
     ways = dict.fromkeys((row.victim, row.shape, row.settings) for row in rows)
     for way in ways:
         cells = [
-            _said(None if median >= limit else median, limit)
+            _cell(row, limit)
             for row in rows
             if (row.victim, row.shape, row.settings) == way
-            for median in [row.median(limit)]
         ]
         yield f"| {' | '.join([*way, *cells])} |"
+
+
+def _cell(row: Row, limit: float) -> str:
+    median = row.median(limit)
+    said = _said(None if median >= limit else median, limit)
+    if len(row.seconds) == 1:
+        return said
+    ends = sorted(limit if one is None else one for one in row.seconds)
+    least, most = (
+        _said(None if one >= limit else one, limit) for one in ends[:: len(ends) - 1]
+    )
+    return said if least == most else f"{said} ({least} to {most})"
 
 
 def stand_still(row: Row, etcd: str, limit: float) -> float | None:
