@@ -363,6 +363,7 @@ def test_threads_of_one_backend_write_the_same_bytes(v3_proxied, run_id):
 # --- Late arrivals
 
 
+@pytest.mark.measures
 def test_stale_write_that_arrives_late(newest_proxied, run_id):
     """
     A write that the network delivers after others have written changes nothing, not

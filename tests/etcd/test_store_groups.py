@@ -166,6 +166,7 @@ def test_barrier(newest_served, run_id):
     assert run_ranks(4, arrive) == [True] * 4
 
 
+@pytest.mark.measures
 def test_barrier_names_who_is_missing(newest_served, run_id):
     """
     A barrier that times out names the missing rank, and rank 0 is the one to ask.
