@@ -17,7 +17,6 @@ from support.torchrun import wait_until
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 V3_GATEWAY_OFF = ("--enable-grpc-gateway=false",)
-CLEAN_UP = {"closed_ttl": 2, "store_ttl": 2}
 
 
 def meet(job, **options):
@@ -76,24 +75,26 @@ def test_etcd_v3(etcd_server, make_job):
     assert our_words(job) == []
 
 
-def test_etcd_live(etcd_server, make_job):
+@pytest.mark.parametrize("which", [0, -1], ids=["oldest", "newest"])
+def test_etcd_live(make_job, make_server, which):
     """
-    It works with etcd-live, on every version of etcd, and nothing is complained of.
+    It works with etcd-live, and nothing is complained of.
     """
-    job = make_job(etcd_server, backend="etcd-live")
+    server = make_server(binary=etcds.binaries()[which].path)
+    job = make_job(server, backend="etcd-live")
     meet(job)
 
     assert our_words(job) == []
 
 
-@pytest.mark.parametrize("backend", ["etcd-v3", "etcd-live"])
-def test_nothing_is_left_of_a_job(make_job, own_server, backend):
+def test_nothing_is_left_of_a_job(make_job, own_server):
     """
     What a job has kept in etcd goes away with its last agent, after the times that its
     settings say.
     """
-    conf = {"store_ttl": 2} if backend == "etcd-live" else CLEAN_UP
-    job = make_job(own_server, backend=backend, conf=conf)
+    job = make_job(
+        own_server, backend="etcd-v3", conf={"closed_ttl": 2, "store_ttl": 2}
+    )
     meet(job)
     wait_until("an empty etcd", lambda: not keys(own_server, job.run_id), seconds=10)
 

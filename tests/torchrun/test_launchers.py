@@ -233,10 +233,6 @@ WAYS = {
         options={"nnodes": "1:4", "rdzv-conf": "last_call_timeout=10"},
         seen={"GROUP_WORLD_SIZE": "2"},
     ),
-    "live": Way(
-        options={"rdzv-backend": "etcd-live"},
-        seen={"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "2"},
-    ),
     "auto": Way(
         options={"nnodes": "1", "nproc-per-node": "auto"},
         nodes=1,
