@@ -22,6 +22,7 @@ from . import requests
 from .mirror import Mirror
 from .records import Node, Progress, Round, decode_names, decode_node, node_id
 from .rounds import Action, Decision, Roster, decide, progress, with_names
+from .watching import has_missed, move
 
 if TYPE_CHECKING:
     from .._params import Endpoint
@@ -114,9 +115,7 @@ class Closer:
             where: Where they are.
             anyway: Whether to open it again in any case.
         """
-        watch = self._watch
-        if watch is not None and (anyway or watch.endpoint != where):
-            watch.interrupt()
+        move(self._watch, where, anyway=anyway)
 
     def on_duty(self) -> bool:
         """
@@ -384,19 +383,9 @@ class Closer:
         Open the watch again if it has missed anything.
         """
         self._guard_at = self._node.clock() + _GUARD_SECONDS
-        known = self._nodes.latest
-        try:
-            found, revision = self._node.client.range(
-                self._nodes.prefix,
-                wire.prefix_end(self._nodes.prefix),
-                keys_only=True,
-                min_mod_revision=known + 1,
-                timeout=self._node.call_seconds,
-            )
-        except EtcdError as error:
-            log.debug("The closer's watch was not looked after: %s", error)
-            return
-        if found.entries or found.count != len(self._nodes) or revision < known:
+        nodes, seconds = self._nodes, self._node.call_seconds
+        client = self._node.client
+        if has_missed(client, nodes.prefix, nodes.latest, len(nodes), seconds):
             self._stale = True
             if self._watch is not None:
                 self._watch.interrupt()

@@ -33,6 +33,7 @@ from .records import NONE_LEFT, Keys, Node, Round, node_id
 from .rounds import Rules, Standing, nodes_waiting, standing
 from .speech import describe_wait
 from .view import View, view_of
+from .watching import has_missed, move
 
 __all__ = [
     "ClosedError",
@@ -260,8 +261,13 @@ class LiveNode:
         Say whether etcd was away so lately that others may have lost their leases.
         """
         now = self.clock()
-        late = now - self._renewed > self._interval * 1.5 + _AGAIN_SECONDS
-        return late or now < self._away_until
+        return self._is_late(now) or now < self._away_until
+
+    def _is_late(self, now: float) -> bool:
+        """
+        Say whether the last renewal is longer ago than if etcd had answered since.
+        """
+        return now - self._renewed > self._interval * 1.5 + _AGAIN_SECONDS
 
     @property
     def seconds_of_grace(self) -> float:
@@ -903,10 +909,8 @@ class LiveNode:
             self._has_renewed(sent, ttl)
         elif not self._come_back(lease):
             return False
-        watch = self._watch
         where = self.client.last_endpoint
-        if watch is not None and (failed or watch.endpoint != where):
-            watch.interrupt()
+        move(self._watch, where, anyway=failed)
         closer = self._closer
         if closer is not None:
             closer.move_watch(where, anyway=failed)
@@ -914,7 +918,7 @@ class LiveNode:
 
     def _has_renewed(self, sent: float, ttl: int) -> None:
         with self.changed:
-            if sent - self._renewed > self._interval * 1.5 + _AGAIN_SECONDS:
+            if self._is_late(sent):
                 self._away_until = self.clock() + self.seconds_of_grace
             self._renewed = max(self._renewed, sent)
             self._ttl = ttl
@@ -1004,10 +1008,11 @@ class LiveNode:
             self._office_at = None
             if not self.registered or self.view.closer is not None:
                 return
-            node, key, known = self._node, self._key, self.mirror.latest
+            known = self.mirror.latest
+            request = requests.take_office(self.keys, self._key, self._node)
         try:
             reply = self._send(
-                requests.take_office(self.keys, key, node),
+                request,
                 f"write the key '{self.keys.closer.decode()}'",
                 self.call_seconds,
             )
@@ -1019,10 +1024,7 @@ class LiveNode:
                 self._office_at = self.clock() + _AGAIN_SECONDS
             return
         if reply.succeeded:
-            entry = _written(
-                self.keys.closer, node.id.encode(), reply.revision, node.lease
-            )
-            self.tell([wire.Event(deleted=False, entry=entry)])
+            self.tell(requests.told(request, reply.revision))
         else:
             self.load(reply.ranges[0].entries, reply.revision, known)
 
@@ -1035,21 +1037,9 @@ class LiveNode:
             watch = self._watch
             known = self.mirror.latest
             count = len(self.mirror)
-        if watch is None:
-            return
-        end = wire.prefix_end(self.keys.common)
-        try:
-            found, revision = self.client.range(
-                self.keys.common,
-                end,
-                keys_only=True,
-                min_mod_revision=known + 1,
-                timeout=self.call_seconds,
-            )
-        except EtcdError as error:
-            log.debug("The watch of '%s' was not looked after: %s", self.run_id, error)
-            return
-        if found.entries or found.count != count or revision < known:
+        if watch is not None and has_missed(
+            self.client, self.keys.common, known, count, self.call_seconds
+        ):
             watch.interrupt()
 
     def pause(self, seconds: float) -> None:
@@ -1184,13 +1174,6 @@ def _goes_on(mine: Round, last: Round) -> bool:
     """
     same = last.number == mine.number and last.members == mine.members
     return same and not last.broken
-
-
-def _written(key: bytes, value: bytes, revision: int, lease: int = 0) -> wire.Entry:
-    """
-    Return the entry of a key that was created by a transaction of ours.
-    """
-    return wire.Entry(key, value, revision, revision, 1, lease)
 
 
 def _guard_seconds() -> float:
