@@ -11,9 +11,9 @@ from typing import Final
 from ._errors import EtcdAuthError, EtcdLimitError, EtcdReplyError
 from ._log import SlowBeat, log
 
-__all__ = ["Outages", "absence", "is_hopeless", "listed"]
+__all__ = ["MOST_NAMES", "Outages", "absence", "is_hopeless", "listed"]
 
-_MOST_NAMES: Final = 8
+MOST_NAMES: Final = 8
 
 
 def absence(error: BaseException | None) -> str:
@@ -42,7 +42,7 @@ def listed(names: Sequence[str], count: int) -> str:
         names: The names, or the first of them.
         count: How many there are.
     """
-    shown = names[:_MOST_NAMES]
+    shown = names[:MOST_NAMES]
     if not shown:
         return ""
     more = f" and {count - len(shown)} more" if count > len(shown) else ""

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Final
 
+from .._outages import MOST_NAMES
 from .records import NONE_LEFT, Node, Progress, Round
 
 __all__ = [
@@ -34,8 +34,6 @@ __all__ = [
     "standing",
     "with_names",
 ]
-
-_MOST_NAMES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -334,7 +332,7 @@ def with_names(
         names: The addresses of its nodes, by id.
     """
     lost = sorted((names.get(node, "?") for node in gone), key=natural)
-    return replace(broken, lost=tuple(lost[:_MOST_NAMES]), lost_count=len(lost))
+    return replace(broken, lost=tuple(lost[:MOST_NAMES]), lost_count=len(lost))
 
 
 def progress(
@@ -357,9 +355,9 @@ def progress(
     return Progress(
         joined=len(waiting),
         names=tuple(
-            sorted((node.address for node in waiting), key=natural)[:_MOST_NAMES]
+            sorted((node.address for node in waiting), key=natural)[:MOST_NAMES]
         ),
-        missing=tuple(absent[:_MOST_NAMES]),
+        missing=tuple(absent[:MOST_NAMES]),
         missing_count=len(absent),
         seconds=seconds,
     )
