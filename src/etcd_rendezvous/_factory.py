@@ -5,7 +5,6 @@ From torch's rendezvous parameters to backend, store and handler.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -16,22 +15,15 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
-from ._errors import (
-    EtcdConnectionError,
-    EtcdError,
-    EtcdProtocolError,
-    EtcdReplyError,
-    EtcdSettingError,
-)
+from ._connect import LIVE_NAMES, TORCH_NAME, choose
+from ._errors import EtcdError, EtcdSettingError
 from ._handler import EtcdRendezvousHandler, settings_of_torch
 from ._live.handler import EtcdLiveRendezvousHandler
 from ._live.settings import parse_live_settings
 from ._live.store import AgentStore
-from ._log import SlowBeat, log
+from ._log import log
 from ._params import HANDLER_SETTINGS, Settings, parse_settings
-from ._requirements import require_python_etcd
 from ._store import EtcdStore
-from ._v3.client import EtcdClient
 from ._v3.state_key import key_of_state
 
 if TYPE_CHECKING:
@@ -39,18 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["create_backend", "create_handler"]
 
-# Both names of each plug-in: torch may take the short one some day.
-LIVE_NAMES: Final = frozenset({"etcd-live", "etcd-rendezvous-live"})
-V3_NAMES: Final = frozenset({"etcd-v3", "etcd-rendezvous-v3"}) | LIVE_NAMES
-AUTO_NAMES: Final = frozenset({"etcd-auto", "etcd-rendezvous-auto"})
-TORCH_NAME: Final = "etcd-v2"
-
 BACKEND_STARTUP_TIMEOUT: Final = 0  # torch's: an error at once
 PLUGIN_STARTUP_TIMEOUT: Final = 60
-# With the pause in between, one probe for each line of the beat.
-_PROBE_SECONDS: Final = 9.5
-_PROBE_AGAIN_SECONDS: Final = 0.5
-_LEAST_PROBE_SECONDS: Final = 2.0
 
 
 class Types(NamedTuple):
@@ -194,7 +176,7 @@ def _client(params: RendezvousParameters, settings: Settings) -> tuple[Any, str]
     for note in settings.notes:
         log.warning("%s", note)
     try:
-        return _choose(params.backend, params.run_id, settings)
+        return choose(params.backend, params.run_id, settings)
     except EtcdError as error:
         log.error("%s", error)
         raise RendezvousConnectionError(CONNECTION_FAILED) from error
@@ -248,117 +230,6 @@ def _spoken(params: RendezvousParameters, settings: Settings, api: str) -> str:
         f"The rendezvous '{params.run_id}' ({params.backend}) speaks etcd's {api} API "
         f"at {', '.join(map(str, settings.endpoints))} with "
         f"{settings.in_words(api, live=live)}"
-    )
-
-
-def _choose(name: str, run_id: str, settings: Settings) -> tuple[Any, str]:
-    """
-    Return a client for the API to speak, by name and by the server's own answer.
-    """
-    who = settings.credentials
-    client = EtcdClient(
-        settings.endpoints,
-        cert=settings.tls.cert,
-        key=settings.tls.key,
-        ca_cert=settings.tls.ca,
-        user=who.user if who else None,
-        password=who.password() if who and not who.password_file else None,
-        password_file=who.password_file if who else None,
-        read_timeout=settings.read_timeout,
-        connect_timeout=settings.connect_timeout,
-    )
-    no_v3: EtcdError | None
-    try:
-        no_v3 = _wait_for_etcd(client, run_id, settings)
-    except EtcdReplyError as error:
-        if name in V3_NAMES | AUTO_NAMES:
-            raise
-        no_v3 = error  # The users of v2 are others than those of v3.
-    if name in V3_NAMES and no_v3 is not None:
-        raise no_v3
-    if name in V3_NAMES | AUTO_NAMES and no_v3 is None:
-        _note_v3(client, settings)
-        return client, "v3"
-    if client.serves_v2(timeout=settings.read_timeout):
-        require_python_etcd()
-        from ._v2.requests import make_client
-
-        return make_client(settings, client.last_endpoint), "v2"
-    if no_v3 is not None:
-        raise no_v3
-    log.warning(
-        "The server at %s does not serve etcd's v2 API, so '%s' speaks v3 here. Agents "
-        "with torch's own etcd-v2 can't take part.",
-        client.last_endpoint,
-        name,
-    )
-    _note_v3(client, settings)
-    return client, "v3"
-
-
-def _note_v3(client: EtcdClient, settings: Settings) -> None:
-    """
-    Warn of a user that etcd does not ask for.
-    """
-    if settings.credentials is not None and client.user is None:
-        log.warning(
-            "The user '%s' is not used, since the v3 API of the etcd at %s does not "
-            "authenticate: whoever reaches it can read and change everything in it "
-            "('etcdctl auth enable' ends that; users of v2 are others).",
-            settings.credentials.user,
-            client.last_endpoint,
-        )
-
-
-def _wait_for_etcd(
-    client: EtcdClient, run_id: str, settings: Settings
-) -> EtcdProtocolError | None:
-    """
-    Wait until etcd answers a v3 read of the run's state.
-
-    Returns:
-        None, or the error that says that the server does not serve v3.
-
-    Raises:
-        EtcdError: Nothing answered in time, or it is nothing to wait for.
-    """
-    # A user needs no rights but on the run's own keys.
-    key = key_of_state(settings.key_prefix, run_id)
-    started = time.monotonic()
-    deadline = started + settings.startup_timeout
-    # What connects, but does not answer, has this long although nothing was to be
-    # waited for.
-    patience = min(_PROBE_SECONDS, settings.read_timeout)
-    silent_until = max(deadline, started + patience)
-    beat = SlowBeat()
-    beat.hold()
-    while True:
-        probed = time.monotonic()
-        limit = max(min(silent_until - probed, _PROBE_SECONDS), _LEAST_PROBE_SECONDS)
-        limit = min(limit, settings.read_timeout)
-        try:
-            client.range(key, keys_only=True, timeout=limit)
-        except EtcdProtocolError as error:
-            if error.api_missing:
-                return error
-            raise
-        except EtcdConnectionError as error:
-            silent = time.monotonic() - probed >= limit
-            left = (silent_until if silent else deadline) - time.monotonic()
-            if left <= 0:
-                raise _gave_up(error, settings) from error.__cause__
-            beat.warn(f"Waiting for etcd, {left:.0f} s left: {error}")
-            time.sleep(min(_PROBE_AGAIN_SECONDS, left))
-        else:
-            return None
-
-
-def _gave_up(error: EtcdConnectionError, settings: Settings) -> EtcdConnectionError:
-    if not settings.startup_timeout:
-        return error
-    return EtcdConnectionError(
-        f"{error} It was tried again for {settings.startup_timeout} s "
-        "(startup_timeout)."
     )
 
 

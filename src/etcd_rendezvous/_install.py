@@ -18,14 +18,14 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from . import _backend, _factory, _server, _store
+from . import _backend, _connect, _factory, _server, _store
 from ._log import log, log_under_torchrun
 from ._ports import find_free_port
 from ._process import stop_etcd
 
 __all__ = ["install", "uninstall"]
 
-_NAME: Final = _factory.TORCH_NAME
+_NAME: Final = _connect.TORCH_NAME
 
 # What gives torch its own back, while installed.
 _undo: list[Callable[[], object]] = []
