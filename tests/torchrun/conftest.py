@@ -9,7 +9,18 @@ import contextlib
 
 import pytest
 
+from support.launched import Nodes
 from support.torchrun import Job
+
+
+@pytest.fixture
+def nodes(tmp_path, own_server, run_id):
+    """
+    Nodes that any launcher starts, at an etcd of the test's own.
+    """
+    endpoint = own_server.get_endpoint()
+    with contextlib.closing(Nodes(tmp_path, endpoint, run_id)) as found:
+        yield found
 
 
 @pytest.fixture
