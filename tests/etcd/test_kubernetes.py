@@ -27,6 +27,7 @@ pytestmark = pytest.mark.torch  # Where there is none, nor are there the schemas
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "kubernetes"
 PAGE = ROOT / "docs" / "kubernetes.md"
+MEMBERS = ("etcd-0", "etcd-1", "etcd-2")
 
 
 def documents(name):
@@ -111,13 +112,14 @@ def test_names_of_etcd_are_the_same_everywhere():
         if word.startswith("--initial-cluster=")
         for one in word.partition("=")[2].split(",")
     )
-    names = [f"etcd-{number}" for number in range(members["replicas"])]
+    names = MEMBERS
     ports = container("etcd.yaml", "StatefulSet")["ports"]
     job = container("job.yaml", "Job")["command"]
     (endpoint,) = [word for word in job if word.startswith("--rdzv-endpoint=")]
     policy = one_of("etcd.yaml", "NetworkPolicy")["spec"]
     pods = one_of("job.yaml", "Job")["spec"]["template"]["metadata"]["labels"]
 
+    assert len(MEMBERS) == members["replicas"]
     assert headless["metadata"]["name"] == members["serviceName"]
     assert headless["spec"]["clusterIP"] == "None"
     assert [2379, 2380] == [one["port"] for one in headless["spec"]["ports"]]
@@ -169,10 +171,8 @@ def statefulset_command(name, data, ports):
         "$(POD_NAME)": name,
     }
     values |= {
-        f"http://etcd-{number}.etcd:2380": (
-            f"http://127.0.0.1:{ports['peer', f'etcd-{number}']}"
-        )
-        for number in range(3)
+        f"http://{one}.etcd:2380": f"http://127.0.0.1:{ports['peer', one]}"
+        for one in MEMBERS
     }
     program, *words = container("etcd.yaml", "StatefulSet")["command"]
     assert "etcd" == program
@@ -183,34 +183,49 @@ def test_the_members_of_the_statefulset(etcd_binary, tmp_path):
     """
     Three members with the command of the StatefulSet are a cluster, on every version:
     they serve the gateway, keep its quota, and answer its probes, also when one is gone.
-    When two are gone the last one is alive, but not ready.
     """
-    names = ["etcd-0", "etcd-1", "etcd-2"]
-    found = container("etcd.yaml", "StatefulSet")
-    ready, alive = (
-        found[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")
-    )
-    if etcds.ask(etcd_binary).order < (3, 5, 11):
-        ready, alive = "/health", "/metrics"  # It does not know the probes.
+    ready, alive = probes(etcd_binary)
 
-    with Members(etcd_binary, tmp_path, names, statefulset_command) as members:
+    with Members(etcd_binary, tmp_path, MEMBERS, statefulset_command) as members:
         members.wait_for(ready)
         members.wait_for(alive)
         with EtcdClient(members.endpoints) as client:
             client.put("/probe", "x")
             members.kill("etcd-2")
             assert b"x" == client.get("/probe")
-            members.wait_for(ready, "etcd-0", "etcd-1")
+        members.wait_for(ready, "etcd-0", "etcd-1")
         quota = re.search(
             r"^etcd_server_quota_backend_bytes (\S+)$",
             metrics(members, "etcd-0"),
             re.MULTILINE,
         )[1]
-        members.kill("etcd-1")
 
-        assert 200 == members.asks("etcd-0", alive)
-        assert 200 != members.asks("etcd-0", ready)
         assert 2**31 == float(quota)
+
+
+def test_a_member_that_is_alone(newest_etcd_binary, tmp_path):
+    """
+    A member without the others is alive, so that it is left alone, but not ready.
+    """
+    ready, alive = probes(newest_etcd_binary)
+
+    members = Members(newest_etcd_binary, tmp_path, MEMBERS, statefulset_command)
+    with members.only("etcd-0"):
+        members.wait_for(alive, "etcd-0")
+
+        assert 200 != members.asks("etcd-0", ready)
+
+
+def probes(binary):
+    """
+    Return the paths of readiness and liveness, or what an old version has instead.
+    """
+    if etcds.ask(binary).order < (3, 5, 11):
+        return "/health", "/metrics"
+    found = container("etcd.yaml", "StatefulSet")
+    return tuple(
+        found[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")
+    )
 
 
 def metrics(members, name):

@@ -6,12 +6,13 @@ Members of etcd that are started by command lines for other machines: those of t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -68,6 +69,17 @@ class Members:
         traceback: TracebackType | None,
     ) -> None:
         for name in list(self._running):
+            self.kill(name)
+
+    @contextlib.contextmanager
+    def only(self, name: str) -> Iterator[None]:
+        """
+        Start one member alone, and end it.
+        """
+        self.start(name)
+        try:
+            yield
+        finally:
             self.kill(name)
 
     @property

@@ -32,7 +32,7 @@ JOB_ID = "4711"
 ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 # What srun takes, of which nothing can be checked here but that it is spelt so.
 OPTIONS = {
-    "--gres=none",
+    "--gpus-per-node=0",
     "--kill-on-bad-exit=0",
     "--no-kill",
     "--nodes=1",
@@ -76,6 +76,10 @@ case $1 in
         ;;
 esac
 """
+# The "nodes" are one machine, so each member listens on its own address alone.
+ETCD = """#!/bin/bash
+exec "$REAL_ETCD" "${@/0.0.0.0/$PET_LOCAL_ADDR}"
+"""
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ def slurm(nodes):
     """
     programs = nodes.folder / "programs"
     programs.mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("etcd", ETCD)):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
 
@@ -187,13 +191,17 @@ def test_a_job_that_brings_its_own_etcd(nodes, slurm, newest_etcd_binary):
     """
     temporary = nodes.folder / "tmp"
     temporary.mkdir()
-    programs = nodes.folder / "programs"
-    programs.joinpath("etcd").symlink_to(newest_etcd_binary)
-    slurm("job-with-etcd.sbatch", ADDRESSES, TMPDIR=str(temporary))
+    slurm(
+        "job-with-etcd.sbatch",
+        ADDRESSES,
+        TMPDIR=str(temporary),
+        REAL_ETCD=newest_etcd_binary,
+    )
     records = nodes.finish()
 
     one_world(records, 3, f"{JOB_ID}-0")
-    assert 4 == len((nodes.folder / "steps").read_text().split())
+    # Three members, the agents, and three who tidy up.
+    assert 7 == len((nodes.folder / "steps").read_text().split())
     assert {*(nodes.folder / "options").read_text().split()} <= OPTIONS
     assert [] == list(temporary.glob("etcd-*"))
 
