@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import torch
 from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.elastic.events import NodeState, construct_and_record_rdzv_event
 from torch.distributed.elastic.rendezvous import (
@@ -54,6 +55,8 @@ _WITHDRAW_SECONDS: Final = 3.0
 # What it may take to say that workers have finished; torch says it again at the end.
 _FINISH_SECONDS: Final = 5.0
 _BACKLOG: Final = 2048
+# Before 2.8 torch's server on libuv refused a socket that listens already.
+_LIBUV_TAKES_SOCKETS: Final = bool(torch.__version__ >= "2.8")
 _slots: Final = itertools.count()
 
 
@@ -285,6 +288,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
             is_master=True,
             multi_tenant=True,
             master_listen_fd=listening.detach(),
+            use_libuv=_LIBUV_TAKES_SOCKETS,
         )
 
     def num_nodes_waiting(self) -> int:
