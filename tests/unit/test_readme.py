@@ -182,7 +182,8 @@ def test_backend_names():
         for name in re.findall(r'(?:rdzv_)?backend="([^"]+)"', read(page))
     }
 
-    assert {"etcd-v3"} == used
+    # The one for new jobs.
+    assert {"etcd-live"} == used
     assert ours == listed
     assert in_docs <= ours | TORCHS_NAMES
 
