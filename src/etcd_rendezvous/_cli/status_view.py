@@ -152,9 +152,16 @@ def _handler(run: Run) -> str:
 
 
 def _count(run: Run) -> str:
-    there = len(run.participants)
-    alive = sum(one.alive for one in run.participants)
-    return str(there) if alive == there else f"{alive} of {there}"
+    alive, world = sum(one.alive for one in run.participants), _world(run)
+    return str(world) if alive == world else f"{alive} of {world}"
+
+
+def _world(run: Run) -> int:
+    """
+    Return how many nodes a round began with: those that were evicted leave a gap.
+    """
+    ranks = [one.rank + 1 for one in run.participants if one.rank is not None]
+    return max([len(run.participants), *ranks])
 
 
 def _heard_of(run: Run) -> float | None:
@@ -171,8 +178,9 @@ def _standing(run: Run) -> str:
         return f"round {run.round} is forming: {there} joined{call}"
     if run.phase is Phase.COMPLETE:
         lost = len(run.participants) - sum(one.alive for one in run.participants)
+        gone = f" of {_world(run)}" if _world(run) > len(run.participants) else ""
         silent = f"; {nodes(lost)} of them not heard of any more" if lost else ""
-        return f"round {run.round} is complete: {there}{silent}"
+        return f"round {run.round} is complete: {there}{gone}{silent}"
     if run.phase is Phase.BROKEN:
         return f"round {run.round} has lost a node; its others meet again"
     if run.phase is Phase.CLOSED:
