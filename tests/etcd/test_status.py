@@ -412,6 +412,36 @@ def test_an_etcd_that_does_not_answer(make_proxy, newest_v3):
     assert took < 6
 
 
+@pytest.mark.parametrize("absent", ["torch", "etcd"])
+def test_neither_torch_nor_python_etcd_is_needed(newest_v3, prefix, absent):
+    """
+    All of it works where either is not installed; v2 alone needs python-etcd.
+    """
+    state = torchs_state({"n0": 99.0}, complete=True)
+    newest_v3.backend("job", key_prefix=prefix).set_state(state)
+    where = ["--endpoint", newest_v3.endpoint, "--key-prefix", prefix]
+    said = []
+    for arguments in (["status", "job"], ["purge", "job", "--yes", "--force"]):
+        script = (
+            f"import sys; sys.modules[{absent!r}] = None; "
+            f"sys.argv[1:] = {[*arguments, *where]}; "
+            "from etcd_rendezvous._cli import main; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            env=clean_environment(),
+            timeout=60,
+            check=False,
+        )
+        assert (0, "") == (done.returncode, done.stderr)
+        said.append(done.stdout)
+
+    assert "abandoned: nobody of it was heard of for" in said[0]
+    assert "Deleted 1 key; the run id 'job' is free." in said[1]
+
+
 # -- watching --------------------------------------------------------------------------------
 
 
