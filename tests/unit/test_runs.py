@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from etcd_rendezvous._cli.status_view import duration, plain, show_run
+from etcd_rendezvous._cli.status_view import duration, plain, show_report, show_run
 from etcd_rendezvous._live.records import (
     Keys,
     Node,
@@ -334,3 +334,24 @@ def test_where_a_run_stands(run, words, capsys):
     console().print(show_run(run))
 
     assert words in capsys.readouterr().out.splitlines()[1]
+
+
+def test_where_there_is_no_room_for_all(capsys):
+    """
+    Those that are lost are shown, and the others counted.
+    """
+    from etcd_rendezvous._cli.app import console
+
+    many = tuple(replace(A, id=f"{n}", address=f"node-{n}") for n in range(99))
+    run = replace(COMPLETE, participants=(*many, lost(B), lost(C)))
+
+    console().print(show_run(run, 4))
+    one = capsys.readouterr().out
+    console().print(show_report(report(*[run] * 9), 3))
+    all_runs = capsys.readouterr().out
+
+    rows = [line.split()[1] for line in one.splitlines()[3:7]]
+    assert ["node-2", "node-10", "node-0", "node-1"] == rows
+    assert "\nand 97 more\n" in one
+    assert 3 == all_runs.count("job")
+    assert "\nand 6 more\n" in all_runs
