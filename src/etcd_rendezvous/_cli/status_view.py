@@ -106,7 +106,7 @@ def show_run(run: Run, most: int | None = None) -> RenderableType:
     ]
     if run.missing:
         gone = listed([plain(name) for name in run.missing], len(run.missing))
-        parts.append(Text(f"missing from the last round:{gone}", "red"))
+        parts.append(Text(f"missing from the last round{gone}", "red"))
     shown = [
         *((one, _role(one, run)) for one in run.participants),
         *((one, "waits") for one in run.waiting if not _is_in(one, run.participants)),
