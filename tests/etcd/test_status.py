@@ -383,6 +383,7 @@ def test_rights_on_the_prefix_are_enough(make_server, serve):
         (["--rdzv-conf=password=x"], "The setting 'password' is refused"),
         (["--rdzv-conf=read_timeout=1,x"], "Entry 2 of --rdzv-conf is not of the form"),
         (["--read-timeout=never"], "'read_timeout'"),
+        ([""], "The run id must not be empty"),
     ],
 )
 def test_what_can_not_be_is_refused(arguments, said):
