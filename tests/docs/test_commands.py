@@ -6,11 +6,14 @@ The commands of the pages that look at a run, or end one, do so.
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,33 +24,42 @@ from support.torchrun import clean_environment
 
 pytestmark = pytest.mark.torch
 
+# What the pages call the run that is meant.
+RUN = re.compile(r"\b(JOB|RUN_ID|my-job|gpt-xl)\b")
+SECONDS = 30
 
-def calls(text):
+
+def lines(shown):
     """
-    Return the words behind `etcd-rendezvous` of each of its calls in a block.
+    Return the command lines of a block; on a console the others are what is printed.
     """
-    lines = text.replace("\\\n", " ").splitlines()
-    parts = [part for line in lines for part in line.removeprefix("$ ").split("&&")]
-    words = [shlex.split(part, comments=True) for part in parts]
-    return [one[1:] for one in words if one[:1] == ["etcd-rendezvous"]]
+    found = shown.text.replace("\\\n", " ").splitlines()
+    if shown.language == "console":
+        found = [line[2:] for line in found if line.startswith("$ ")]
+    return found
 
 
 def test_every_call_is_understood():
     """
-    Every call on every page names a command, and options that it has.
+    Every call of etcd-rendezvous on every page names a command, and options that it
+    has.
     """
     from etcd_rendezvous._cli.app import cli
 
-    shown = [
-        words
-        for page in PAGES
-        for one in blocks(page)
-        if one.language in ("sh", "console")
-        for words in calls(one.text)
-    ]
+    calls = []
+    for page in PAGES:
+        for one in blocks(page):
+            if one.language in ("sh", "console"):
+                parts = re.split(r"&&|\||\n", "\n".join(lines(one)))
+                words = [shlex.split(part, comments=True) for part in parts]
+                calls += [
+                    w[w.index("etcd-rendezvous") + 1 :]
+                    for w in words
+                    if "etcd-rendezvous" in w
+                ]
 
-    assert shown
-    for name, *arguments in shown:
+    assert 5 < len(calls)
+    for name, *arguments in calls:
         with cli.make_context("etcd-rendezvous", [name, *arguments]) as context:
             command = cli.get_command(context, name)
             assert command is not None, name
@@ -68,38 +80,38 @@ def ran(make_server, run_id):
 @pytest.mark.parametrize("shown", taken_by(COMMAND), ids=lambda shown: shown.id)
 def test_commands_of_the_pages(shown, ran, run_id):
     """
-    On the run that it names the command does its work, and ends well; one that watches
-    until Ctrl-C names the run.
+    On a run that is there each command does its work, and ends well; one that watches
+    until Ctrl-C tells of the run.
     """
     endpoint, end = ran
-    (words,) = calls(shown.text)
-    words = [
-        word.replace("HOST:2379", endpoint)
-        for word in (run_id if word in ("JOB", "my-job") else word for word in words)
-    ]
-    if words[0] == "purge":
-        end()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "etcd_rendezvous", *words],
-        env=clean_environment(COLUMNS="200"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        if "--watch" in words:
-            said = ""
-            until = time.monotonic() + 30
-            while run_id not in said and time.monotonic() < until:
-                said += process.stdout.readline()
-            process.send_signal(signal.SIGINT)
-        # purge asks.
-        said = process.communicate("y\n" if words[0] == "purge" else None, timeout=30)[
-            0
-        ]
-    finally:
-        process.kill()
-        process.communicate()
+    for line in lines(shown):
+        command = RUN.sub(run_id, line.replace("HOST:2379", endpoint))
+        if "purge" in command:
+            end()
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", command],
+            env=clean_environment(
+                PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                PET_RDZV_ENDPOINT=endpoint,
+            ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        said = ""
+        try:
+            if "--watch" in command:
+                until = time.monotonic() + SECONDS
+                while run_id not in said and time.monotonic() < until:
+                    said += process.stdout.readline()
+                os.killpg(process.pid, signal.SIGINT)
+            # purge asks.
+            said += process.communicate("y\n", timeout=SECONDS)[0]
+        finally:
+            process.kill()
+            process.communicate()
 
-    assert 0 == process.returncode, said
+        assert 0 == process.returncode, said
+        assert run_id in said or "doctor" in command, said

@@ -36,7 +36,7 @@ class Fate:
 PYTHON = Fate("docs/test_python.py::test_python_of_the_pages")
 #: It is a command that starts examples/train.py, on as many nodes as it wants.
 JOB = Fate("docs/test_jobs.py::test_jobs_of_the_pages")
-#: It calls etcd-rendezvous to look at a run, or to end it.
+#: It calls etcd-rendezvous to look at a run, or to end it; what it prints is an example.
 COMMAND = Fate("docs/test_commands.py::test_commands_of_the_pages")
 
 # -- others
@@ -70,6 +70,7 @@ ACCOUNT: dict[str, dict[str, list[Fate]]] = {
             JOB,
             JOB,
         ],
+        "When it hangs": [COMMAND],
     },
     "errors.md": {
         'My job hangs with "Waiting to join"': [COMMAND],
@@ -175,6 +176,18 @@ ACCOUNT: dict[str, dict[str, list[Fate]]] = {
             ),
         ],
         "On v2": [Fate("support/users.py::switch_v2_authentication_on")],
+    },
+    "status.md": {
+        "What a job is doing": [
+            Fate(
+                "docs/test_commands.py::test_every_call_is_understood",
+                "pipx would fetch the package; README has the same without it.",
+            )
+        ],
+        "All runs": [COMMAND],
+        "One run": [COMMAND],
+        "For programs": [COMMAND],
+        "Taking a run away": [COMMAND],
     },
     "store.md": {
         "Store": [PYTHON, PYTHON],

@@ -99,7 +99,7 @@ def _show_keys(removal: RemovalV2 | RemovalV3) -> int:
     for key in shown:
         click.echo(f"  {plain(key)}")
     if count > len(shown):
-        click.echo(f"  and {_keys(count - len(shown))} more")
+        click.echo(f"  and {count - len(shown):,} more")
     return count
 
 

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["status"]
 
-_LINES_OF_NEWS = 12
+# Of what a terminal shows.
+_LINES_OF_NEWS = 8
+_LINES_BESIDES = 9
+_LEAST_ROWS = 4
 
 
 @click.command(context_settings=NORMALIZED)
@@ -70,15 +73,17 @@ def status(
         sys.exit(1)
 
 
-def _shown(report: Report, target: Target, run_id: str | None) -> RenderableType:
+def _shown(
+    report: Report, target: Target, run_id: str | None, most: int | None = None
+) -> RenderableType:
     if not report.runs:
         what = "No runs" if run_id is None else f"There is no run '{plain(run_id)}'"
         notes = [Text(plain(note), "yellow") for note in report.notes]
         text = f"{what} under {report.key_prefix} at {target.endpoints}."
         return Group(Text(text), *notes)
     if run_id is None:
-        return show_report(report)
-    return Group(*(show_run(run) for run in report.runs))
+        return show_report(report, most)
+    return Group(*(show_run(run, most) for run in report.runs))
 
 
 def _watch(
@@ -179,7 +184,10 @@ class _Screen:
 
     def update(self, report: Report, news: Sequence[str]) -> None:
         self._said.extend(f"{_clock(report.time)} {plain(line)}" for line in news)
-        self._shown = _shown(report, self._target, self._run_id)
+        # What is below it, and the lines about a run besides its nodes.
+        rest = len(self._said) + _LINES_BESIDES
+        most = max(self._live.console.height - rest, _LEAST_ROWS)
+        self._shown = _shown(report, self._target, self._run_id, most)
         self._draw(Text(f"{_clock(report.time)} Ctrl-C ends this.", "dim"))
 
     def complain(self, sentence: str) -> None:

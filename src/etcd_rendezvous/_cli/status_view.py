@@ -63,15 +63,19 @@ def _ago(seconds: float | None) -> str:
     return "-" if seconds is None else f"{duration(seconds)} ago"
 
 
-def show_report(report: Report) -> RenderableType:
+def show_report(report: Report, most: int | None = None) -> RenderableType:
     """
     Show all runs, a line each.
+
+    Args:
+        report: The runs.
+        most: The most runs to show; None for all.
     """
     table = _table("run", "handler", "round", "state", "nodes", "wait", "spares")
     table.columns[0].no_wrap = False
     for title in ("heard of", "gone in"):
         table.add_column(title, justify="right", no_wrap=True)
-    for run in report.runs:
+    for run in report.runs[:most]:
         table.add_row(
             Text(plain(run.run_id), "bold"),
             _handler(run),
@@ -83,12 +87,16 @@ def show_report(report: Report) -> RenderableType:
             _ago(_heard_of(run)),
             duration(run.store_ttl if run.ttl is None else run.ttl),
         )
-    return Group(table, *_notes(report))
+    return Group(table, *_more(len(report.runs), most), *_notes(report))
 
 
-def show_run(run: Run) -> RenderableType:
+def show_run(run: Run, most: int | None = None) -> RenderableType:
     """
-    Show one run with all its nodes.
+    Show one run with its nodes.
+
+    Args:
+        run: The run.
+        most: The most nodes to show, those that are lost first; None for all.
     """
     parts: list[RenderableType] = [
         Text.assemble(
@@ -98,14 +106,16 @@ def show_run(run: Run) -> RenderableType:
     ]
     if run.missing:
         gone = listed([plain(name) for name in run.missing], len(run.missing))
-        parts.append(Text(f"missing from the last round:{gone}", "red"))
+        parts.append(Text(f"missing from the last round{gone}", "red"))
     shown = [
         *((one, _role(one, run)) for one in run.participants),
         *((one, "waits") for one in run.waiting if not _is_in(one, run.participants)),
         *((one, "spare") for one in run.spares),
     ]
+    if most is not None and len(shown) > most:
+        shown.sort(key=lambda pair: pair[0].alive)
     if shown:
-        parts.append(_members(shown))
+        parts += [_members(shown[:most]), *_more(len(shown), most)]
     parts.extend(Text(line, "dim") for line in _times(run))
     return Group(*parts)
 
@@ -152,9 +162,16 @@ def _handler(run: Run) -> str:
 
 
 def _count(run: Run) -> str:
-    there = len(run.participants)
-    alive = sum(one.alive for one in run.participants)
-    return str(there) if alive == there else f"{alive} of {there}"
+    alive, world = sum(one.alive for one in run.participants), _world(run)
+    return str(world) if alive == world else f"{alive} of {world}"
+
+
+def _world(run: Run) -> int:
+    """
+    Return how many nodes a round began with: those that were evicted leave a gap.
+    """
+    ranks = [one.rank + 1 for one in run.participants if one.rank is not None]
+    return max([len(run.participants), *ranks])
 
 
 def _heard_of(run: Run) -> float | None:
@@ -171,8 +188,9 @@ def _standing(run: Run) -> str:
         return f"round {run.round} is forming: {there} joined{call}"
     if run.phase is Phase.COMPLETE:
         lost = len(run.participants) - sum(one.alive for one in run.participants)
+        gone = f" of {_world(run)}" if _world(run) > len(run.participants) else ""
         silent = f"; {nodes(lost)} of them not heard of any more" if lost else ""
-        return f"round {run.round} is complete: {there}{silent}"
+        return f"round {run.round} is complete: {there}{gone}{silent}"
     if run.phase is Phase.BROKEN:
         return f"round {run.round} has lost a node; its others meet again"
     if run.phase is Phase.CLOSED:
@@ -203,6 +221,12 @@ def _times(run: Run) -> list[str]:
 
 def _goes(ttl: float | None) -> str:
     return "" if ttl is None else f"; gone in {duration(ttl)} unless it is renewed"
+
+
+def _more(count: int, most: int | None) -> list[Text]:
+    if most is None or count <= most:
+        return []
+    return [Text(f"and {count - most:,} more", "dim")]
 
 
 def _notes(report: Report) -> list[Text]:

@@ -71,7 +71,7 @@ def _of(what: str, members: list[Member]) -> list[str]:
         return []
     if len(members) == 1:
         return [f"{names(members)[0]} {what}"]
-    what = what.replace("is ", "are ")
+    what = what.replace("is ", "are ", 1)
     return [f"{nodes(len(members))} {what}{listed(names(members), len(members))}"]
 
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .._connect import TORCH_NAME, V3_NAMES, client_of
-from .._errors import EtcdError, EtcdProtocolError
+from .._errors import EtcdError, EtcdProtocolError, EtcdSettingError
 from .._params import Settings
 from .._requirements import require_python_etcd
 from .in_v3 import read_run, run_ids
@@ -67,8 +67,11 @@ class Finder:
             run_id: The run; None for all.
 
         Raises:
+            EtcdSettingError: The run id is empty.
             EtcdError: etcd can't be reached, or refuses.
         """
+        if run_id == "":
+            raise EtcdSettingError("The run id must not be empty.")
         runs: list[Run] = []
         notes: list[str] = []
         no_v3: EtcdError | None = None

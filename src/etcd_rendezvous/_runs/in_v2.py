@@ -6,7 +6,6 @@ Read runs through etcd's v2 API: torch's own, and ours that share them.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from datetime import datetime
 
 import etcd
@@ -37,37 +36,25 @@ def read_runs(
     deadline = requests.now() + requests.read_timeout
     states, _ = requests.children(key_prefix, requests.left(deadline), recursive=True)
     stored, _ = requests.children(STORE_PATH, requests.left(deadline))
-    keys: dict[str, list[etcd.EtcdResult]] = {}
+    keys: dict[str | None, list[etcd.EtcdResult]] = {}
     for node in stored:
-        run_id = run_of(name_in(node.key) or b"")
-        if run_id is not None:
-            keys.setdefault(run_id, []).append(node)
-    runs = {
-        run_id: _stored(run_id, key_prefix, nodes) for run_id, nodes in keys.items()
-    }
+        keys.setdefault(run_of(name_in(node.key) or b""), []).append(node)
+    runs = []
+    # A run is known by its state: the stores of all prefixes have one place.
     for state in states:
         run_id = state.key.removeprefix(f"{key_prefix}/")
-        run = replace(
-            runs.get(run_id) or _stored(run_id, key_prefix, []),
+        mine = keys.get(run_id, [])
+        run = Run(
+            run_id,
+            "v2",
+            state.key,
+            Phase.EMPTY,
             ttl=state.ttl,
+            store_keys=len(mine),
+            # Each has a time to live of its own; torch's have none.
+            store_ttl=max((node.ttl for node in mine if node.ttl), default=None),
             revision=state.modifiedIndex,
         )
         value = (state.value or "").encode()
-        runs[run_id] = run_of_torch(run, value, now, silence=silence, lease_age=None)
-    return [runs[run_id] for run_id in sorted(runs)]
-
-
-def _stored(run_id: str, key_prefix: str, nodes: list[etcd.EtcdResult]) -> Run:
-    """
-    Return what is known of a run from its store's keys.
-    """
-    # On v2 each has a time to live of its own.
-    ttls = [node.ttl for node in nodes if node.ttl]
-    return Run(
-        run_id,
-        "v2",
-        f"{key_prefix}/{run_id}",
-        Phase.EMPTY,
-        store_keys=len(nodes),
-        store_ttl=max(ttls, default=None),
-    )
+        runs.append(run_of_torch(run, value, now, silence=silence, lease_age=None))
+    return runs

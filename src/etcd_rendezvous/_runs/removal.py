@@ -123,12 +123,9 @@ class RemovalV2:
         """
         from .._v2.requests import STORE_PATH, name_in
 
-        keys = [self._run.key] if self._run.revision else []
-        keys += [
-            f"{STORE_PATH}/{(name_in(node.key) or b'').decode(errors='replace')}"
-            for node in self._store_nodes()
-        ]
-        return keys[:limit], len(keys)
+        names = [name_in(node.key) or b"" for node in self._store_nodes()]
+        keys = [f"{STORE_PATH}/{name.decode(errors='replace')}" for name in names]
+        return [self._run.key, *keys][:limit], len(keys) + 1
 
     def remove(self, *, force: bool) -> None:
         """
@@ -143,12 +140,11 @@ class RemovalV2:
         """
         import etcd
 
-        if self._run.revision:
-            unless = {} if force else {"prevIndex": self._run.revision}
-            try:
-                self._delete(self._run.key, **unless)
-            except etcd.EtcdCompareFailed as error:
-                raise ChangedError from error
+        unless = {} if force else {"prevIndex": self._run.revision}
+        try:
+            self._delete(self._run.key, **unless)
+        except etcd.EtcdCompareFailed as error:
+            raise ChangedError from error
         for node in self._store_nodes():
             self._delete(node.key)
 
