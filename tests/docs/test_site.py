@@ -41,7 +41,7 @@ def test_the_list_and_the_table_of_contents():
         )
     ]
     in_contents = [
-        (caption, re.findall(r"^(\S+)$", entries, re.MULTILINE))
+        (caption, re.findall(r"^(?:\w+ <)?([^\s>]+)>?$", entries, re.MULTILINE))
         for caption, entries in re.findall(
             r":hidden:\n:caption: ([^\n]*)\n\n(.*?)```", contents, re.DOTALL
         )
