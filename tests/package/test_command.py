@@ -31,10 +31,13 @@ class Use:
     said: str
 
 
-# One for each command; only `demo` needs torch, and says so.
+# One for each command; only `demo` needs torch, and says so. There are the runs `kept`
+# and `left`, of which a key in the store is there.
 USES = {
     "demo": Use((), 2, 'pip install "etcd-rendezvous[demo]"'),
+    "purge": Use(("left", "--yes", "--rdzv-endpoint={endpoint}"), 0, "left"),
     "serve": Use(("--port=0", "--binary=nowhere"), 1, "nowhere"),
+    "status": Use(("kept", "--rdzv-endpoint={endpoint}"), 0, "store: 1 key"),
 }
 
 
@@ -68,16 +71,18 @@ def endpoint(installed):
     assert status == 0
 
 
-def commands(pipx):
-    """
-    Return the names of the commands that the group lists.
-    """
-    code = (
-        "import json; from etcd_rendezvous._cli.app import cli; "
-        "print(json.dumps(cli.list_commands(None)))"
-    )
-    python = pipx.home / "home" / "venvs" / "etcd-rendezvous" / "bin" / "python"
-    return json.loads(run(python, "-c", code).stdout)
+LIST = """
+import json
+from etcd_rendezvous._cli.app import cli
+print(json.dumps(cli.list_commands(None)))
+"""
+WRITE = """
+import sys
+from etcd_rendezvous import EtcdClient
+with EtcdClient(sys.argv[1]) as client:
+    for run in "kept", "left":
+        client.put(f"/torch/elastic/rendezvous/{run}/store/key", "value")
+"""
 
 
 def test_pipx_install_is_clean(pipx, installed):
@@ -98,7 +103,10 @@ def test_every_command_without_torch(pipx, installed, endpoint):
     """
     Every command helps, and does what it does, where there is no torch.
     """
-    assert commands(pipx) == sorted(USES)
+    listed = json.loads(run(pipx.python, "-c", LIST).stdout)
+    run(pipx.python, "-c", WRITE, endpoint)
+
+    assert listed == sorted(USES)
     for name, use in USES.items():
         words = [word.format(endpoint=endpoint) for word in use.words]
         helped = run(installed, name, "--help")
@@ -115,7 +123,6 @@ def test_python_m(pipx, installed):
     """
     `python -m etcd_rendezvous` is the command.
     """
-    python = pipx.home / "home" / "venvs" / "etcd-rendezvous" / "bin" / "python"
-    module = run(python, "-m", "etcd_rendezvous", "--version")
+    module = run(pipx.python, "-m", "etcd_rendezvous", "--version")
 
     assert module.stdout == run(installed, "--version").stdout

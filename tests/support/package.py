@@ -59,6 +59,13 @@ class Pipx:
     def bin(self):
         return self.home / "bin"
 
+    @property
+    def python(self):
+        """
+        The Python of what it has installed.
+        """
+        return self.home / "home" / "venvs" / "etcd-rendezvous" / "bin" / "python"
+
     def run(self, *words, check=True):
         env = {
             "PIPX_HOME": str(self.home / "home"),

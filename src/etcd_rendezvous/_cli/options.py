@@ -14,7 +14,7 @@ import click
 
 from etcd_rendezvous._connect import AUTO_NAMES, LIVE_NAMES, TORCH_NAME, V3_NAMES
 from etcd_rendezvous._errors import EtcdSettingError
-from etcd_rendezvous._params import Settings, parse_settings
+from etcd_rendezvous._params import Settings, parse_settings, whole_number
 
 __all__ = ["NORMALIZED", "Target", "target_options"]
 
@@ -55,10 +55,14 @@ class Target:
     Attributes:
         settings: Where it is, and as whom we come.
         backend: The name of the backend whose runs are meant; None for all.
+        beat: The seconds between two heartbeats of torch's handler.
+        silence: The seconds without one after which it takes a node for dead.
     """
 
     settings: Settings
     backend: str | None
+    beat: int
+    silence: int
 
     @property
     def endpoints(self) -> str:
@@ -140,7 +144,9 @@ def _target(
     settings = parse_settings(
         endpoint, config, startup_timeout=0, live=backend in LIVE_NAMES
     )
-    return Target(settings, backend or None)
+    beat = whole_number(config, "keep_alive_interval", 5)
+    attempts = whole_number(config, "keep_alive_max_attempt", 3)
+    return Target(settings, backend or None, beat, beat * attempts)
 
 
 def _pairs(conf: str) -> dict[str, str]:
