@@ -55,8 +55,8 @@ _WITHDRAW_SECONDS: Final = 3.0
 # What it may take to say that workers have finished; torch says it again at the end.
 _FINISH_SECONDS: Final = 5.0
 _BACKLOG: Final = 2048
-# Before 2.8 torch's server on libuv refused a socket that listens already.
-_LIBUV_TAKES_SOCKETS: Final = bool(torch.__version__ >= "2.8")
+# The first torch whose server on libuv takes a socket that listens already.
+_LIBUV_TAKES_SOCKETS: Final = "2.8"
 _slots: Final = itertools.count()
 
 
@@ -288,7 +288,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
             is_master=True,
             multi_tenant=True,
             master_listen_fd=listening.detach(),
-            use_libuv=_LIBUV_TAKES_SOCKETS,
+            use_libuv=bool(torch.__version__ >= _LIBUV_TAKES_SOCKETS),
         )
 
     def num_nodes_waiting(self) -> int:
