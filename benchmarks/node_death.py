@@ -68,6 +68,8 @@ START_SECONDS = 120.0
 WORKER = Path(__file__).with_name("death_worker.py")
 # Of etcd-live: how long a node lives on that says nothing.
 TTL = {DEFAULTS: 6, EQUAL: 15}
+# Of all: by how much the last call is shorter, and with it what is waited for.
+SHORTER = {DEFAULTS: 0.0, EQUAL: 30.0}
 # What would change a fresh torch or plug-in.
 FOREIGN = ("PET_", "TORCH", "ETCD_RENDEZVOUS_")
 
@@ -122,7 +124,8 @@ def node_deaths(
         backends: The backends.
         chosen: The ways to lose a node.
         runs: How often, by settings.
-        limit: The seconds after which a job is not waited for any longer.
+        limit: The seconds after which a job with the default settings is not waited
+            for any longer.
         told: Is called with what is being done.
 
     Raises:
@@ -140,7 +143,8 @@ def node_deaths(
             for (way, backend), figure in figures.items():
                 if run < runs[way.settings]:
                     told(f"{way.name}, run {run + 1}: {backend}")
-                    _stand_still(way, figure, server.get_endpoint(), limit)
+                    most = limit - SHORTER[way.settings]
+                    _stand_still(way, figure, server.get_endpoint(), most)
     return list(figures.values())
 
 

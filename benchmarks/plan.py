@@ -49,7 +49,9 @@ class Plan:
         ("elastic", "spare"), "whether fewer go on, or a spare steps in"
     )
     death_runs: int = _size(2, "how often nodes die with the default settings")
-    death_limit: float = _size(120.0, "seconds that a job is waited for")
+    death_limit: float = _size(
+        120.0, "seconds that a job is waited for; 30 less with equal settings"
+    )
     nodes: Sequence[int] = _size((2, 8, 32, 128, 256, 512, 1024), "how many meet")
     idle_nodes: Sequence[int] = _size((2, 32, 128), "how many do nothing")
     idle_seconds: float = _size(60.0, "how long they are watched")
@@ -70,6 +72,6 @@ QUICK = Plan(
     idle_seconds=10.0,
     calls=100,
     barriers=(64,),
-    agents=128,
+    agents=64,
     adders=(64,),
 )

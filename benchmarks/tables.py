@@ -249,7 +249,8 @@ def _plain(figure: Figure | None, name: str, scale: float = 1) -> str:
     median = None if figure is None else figure.median(name)
     if median is None:
         return NOTHING
-    return f"{median:.0f}" if median == int(median) else number(scale * median)
+    value = scale * median
+    return f"{value:.0f}" if value == int(value) else number(value)
 
 
 def events(report: Report) -> str:
