@@ -5,8 +5,8 @@ The options that say which etcd, and as whom; a torchrun command line has the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Final
 
@@ -55,10 +55,12 @@ class Target:
     Attributes:
         settings: Where it is, and as whom we come.
         backend: The name of the backend whose runs are meant; None for all.
+        config: What the settings were parsed from, those of the handler among it.
     """
 
     settings: Settings
     backend: str | None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def endpoints(self) -> str:
@@ -140,7 +142,7 @@ def _target(
     settings = parse_settings(
         endpoint, config, startup_timeout=0, live=backend in LIVE_NAMES
     )
-    return Target(settings, backend or None)
+    return Target(settings, backend or None, config)
 
 
 def _pairs(conf: str) -> dict[str, str]:
