@@ -138,7 +138,7 @@ def test_our_commands():
     )
 
     assert scripts
-    assert {"demo", "serve"} == {call[0] for call in calls}
+    assert {"demo", "doctor", "serve"} == {call[0] for call in calls}
     for name, *arguments in calls:
         with cli.make_context("etcd-rendezvous", [name, *arguments]) as context:
             command = cli.get_command(context, name)
