@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -726,6 +727,30 @@ def test_users_of_v2(make_server, newest_v2_binary, doctor):
     assert [("rights", "fail")] == bad.bad == nobody.bad
     assert "the password is another one" in bad.line("rights")["says"]
     assert "v2 wants a user and a password" in nobody.line("rights")["says"]
+
+
+def test_a_stranger_who_repeats_the_password(doctor):
+    """
+    What answers v2 with the password that it was sent does not get it shown.
+    """
+    sent = base64.b64encode(f"{users.USER}:{users.PASSWORD}".encode()).decode()
+
+    def step(exchange):
+        request = exchange.request
+        if "authorization" in request.headers:
+            return reply(400, f"no: {request.headers['authorization']}")
+        if request.path == "/version":
+            return reply(200, {"etcdserver": "3.5.35"})
+        if request.path == "/v2/keys":
+            return reply(200, {"node": {}})
+        return reply(404, "404 page not found")
+
+    with ScriptedServer(step) as server:
+        told = doctor("--endpoint", server.endpoint, **as_trainer())
+
+    assert [("rights", "fail")] == told.bad
+    assert "no: Basic ***" in told.line("rights")["says"]
+    assert sent not in told.output
 
 
 # -- members -----------------------------------------------------------------------

@@ -233,6 +233,11 @@ OTHERS = {
         "cluster",
         "fail",
     ),
+    "two APIs": (
+        [judge_cluster([WELL, replace(WELL, error=NO_V3, has_v2=True, status=None)])],
+        "cluster",
+        "fail",
+    ),
     "behind": (
         [judge_cluster([WELL, with_status(member=12, revision=5_000)])],
         "cluster",

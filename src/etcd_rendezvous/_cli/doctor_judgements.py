@@ -307,6 +307,15 @@ def judge_cluster(looks: Sequence[Look]) -> Finding | None:
         The line; None where fewer than two say who they are.
     """
     check = "cluster"
+    v3 = [look.endpoint for look in looks if look.has_v3]
+    v2 = [look.endpoint for look in looks if look.has_v2 and not look.has_v3]
+    if v2 and v3:
+        return fail(
+            check,
+            f"v3 is served by {', '.join(v3)}, and v2 alone by {', '.join(v2)}: these "
+            "are separate keys, so that nodes may not meet",
+            "serve the same API on every member",
+        )
     told = [(look.endpoint, look.status) for look in looks if look.status is not None]
     statuses = [status for _, status in told]
     if len(told) < 2:
