@@ -6,6 +6,7 @@ What the doctor makes of what it has found out, and that its page lists all of i
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -60,6 +61,7 @@ from etcd_rendezvous._errors import (
     EtcdReplyError,
 )
 from support import doctor
+from support.pages import block
 
 NOW = 1_800_000_000.0
 DAY = 24 * 3600
@@ -494,6 +496,22 @@ def test_every_line_of_the_page_is_brought_about():
         assert any(row.fits(*one) for one in found), row
 
 
+def test_the_example_of_the_page():
+    """
+    The example on the page has lines that are listed there, and their verdict.
+    """
+    example = block("doctor.md", "Doctor", 1).text
+    lines = re.findall(r"^  (\w+) +(\w+) +(.+)$", example, re.MULTILINE)
+    listed = doctor.rows()
+    warned = sum(level == "warn" for level, _, _ in lines)
+
+    assert 16 < len(lines)
+    for level, check, says in lines:
+        assert any(row.fits(check, level, says) for row in listed), says
+    group = Group(None, [warn("clock", "")] * warned)
+    assert verdict([group], "etcd-v3 with 4 nodes") == example.splitlines()[-1]
+
+
 def test_order_of_the_page():
     """
     The page has the checks in the order of the lines.
@@ -607,7 +625,7 @@ def test_warning_of_clocks_follows_the_settings():
     With a longer keep-alive the clocks may differ by more.
     """
     look = with_clock(20.0, 21.0)
-    patient = replace(JOB, keep_alive_interval=30)
+    patient = replace(JOB, beat=30, silence=90)
 
     (said,) = [
         one for one in judge_endpoint(look, patient, now=NOW) if one.check == "clock"

@@ -11,7 +11,7 @@ import socket
 from base64 import b64encode
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Final
 
 import click
 from rich.text import Text
@@ -33,8 +33,7 @@ from etcd_rendezvous._cli.doctor_findings import (
 from etcd_rendezvous._cli.doctor_rights import PROBE_RUN
 from etcd_rendezvous._cli.options import NORMALIZED, Target, target_options
 from etcd_rendezvous._errors import EtcdSettingError
-from etcd_rendezvous._live.settings import parse_live_settings
-from etcd_rendezvous._params import Settings, whole_number
+from etcd_rendezvous._params import Settings
 from etcd_rendezvous._plugin import takes_over
 
 __all__ = ["doctor"]
@@ -120,10 +119,6 @@ def doctor(
 
 
 def _job(target: Target, nodes: int) -> Job:
-    config: dict[str, Any] = dict(target.config)
-    job = Job(target.backend, nodes)
-    if job.is_live:
-        parse_live_settings(config)  # which refuses what can't be used
     try:
         name = Later(socket.getfqdn).result(_NAME_SECONDS)
     except TimeoutError:
@@ -132,8 +127,8 @@ def _job(target: Target, nodes: int) -> Job:
         target.backend,
         nodes,
         name_length=len(name),
-        keep_alive_interval=whole_number(config, "keep_alive_interval", 5),
-        keep_alive_max_attempt=whole_number(config, "keep_alive_max_attempt", 3),
+        beat=target.beat,
+        silence=target.silence,
         request_limit=target.settings.request_limit,
         takes_over=takes_over(),
     )

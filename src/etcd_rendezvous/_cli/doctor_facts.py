@@ -42,8 +42,8 @@ class Job:
         backend: The name of the job's backend; None if it is not known.
         nodes: How many nodes it has at most.
         name_length: How many characters this machine's name has.
-        keep_alive_interval: The seconds between two heartbeats of torch's handler.
-        keep_alive_max_attempt: How many of them may be missed.
+        beat: The seconds between two heartbeats of torch's handler.
+        silence: The seconds without one after which it takes a node for dead.
         request_limit: The most bytes of a request.
         takes_over: Whether our library is to serve torch's name `etcd-v2`.
     """
@@ -51,8 +51,8 @@ class Job:
     backend: str | None = None
     nodes: int = 2
     name_length: int = 10
-    keep_alive_interval: int = 5
-    keep_alive_max_attempt: int = 3
+    beat: int = 5
+    silence: int = 15
     request_limit: int = DEFAULT_REQUEST_LIMIT
     takes_over: bool = False
 
@@ -76,13 +76,6 @@ class Job:
         Whether its backend has the name of torch's own.
         """
         return self.backend == TORCH_NAME
-
-    @property
-    def dead_after(self) -> int:
-        """
-        The seconds after which torch's handler counts a silent node as dead.
-        """
-        return self.keep_alive_interval * self.keep_alive_max_attempt
 
     @property
     def nodes_in_words(self) -> str:

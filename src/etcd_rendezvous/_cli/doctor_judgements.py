@@ -263,12 +263,12 @@ def judge_clock(look: Look, job: Job) -> Finding:
     )
     if job.is_live:
         return good(check, f"{says}; etcd-live compares no clocks", **values)
-    if clock.least > job.dead_after / 2:
+    if clock.least > job.silence / 2:
         return warn(
             check,
             says,
             f"keep the clocks of all nodes in step: those that differ by "
-            f"{job.dead_after} s evict each other (keep_alive_interval x "
+            f"{job.silence} s evict each other (keep_alive_interval x "
             "keep_alive_max_attempt); etcd-live compares no clocks",
             **values,
         )

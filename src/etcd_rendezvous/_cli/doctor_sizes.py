@@ -200,7 +200,7 @@ def history_bytes_per_second(job: Job) -> float:
     """
     if job.is_live:
         return 0.0
-    beats = job.nodes / job.keep_alive_interval
+    beats = job.nodes / job.beat
     return beats * bytes_of_request(job.nodes, job.name_length)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import re
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ __all__ = [
     "is_of_v2",
     "make_client",
     "name_in",
+    "run_of",
 ]
 
 # torch's
@@ -243,16 +245,24 @@ class Requests:
         node, _ = self._read(key, f"read the key '{key}'", timeout)
         return node.ttl if node is not None else None
 
-    def children(self, path: str, timeout: float) -> tuple[list[etcd.EtcdResult], int]:
+    def children(
+        self, path: str, timeout: float, *, recursive: bool = False
+    ) -> tuple[list[etcd.EtcdResult], int]:
         """
         List a directory.
+
+        Args:
+            path: The directory.
+            timeout: The most seconds to take.
+            recursive: Whether to list the directories in it, too.
 
         Returns:
             The nodes in it that hold a value, and the store's index; no nodes where
             there is no directory.
         """
         path = path.rstrip("/")
-        node, index = self._read(path, f"list the keys in '{path}'", timeout)
+        what = f"list the keys in '{path}'"
+        node, index = self._read(path, what, timeout, recursive=recursive)
         if node is None or not node.dir:
             return [], index
         # An empty directory is its own and only child.
@@ -351,7 +361,7 @@ class Requests:
         return Answer(value, answer.endpoint, answer.maybe_earlier)
 
     def _read(
-        self, key: str, what: str, timeout: float
+        self, key: str, what: str, timeout: float, *, recursive: bool = False
     ) -> tuple[etcd.EtcdResult | None, int]:
         """
         Return what is there, None for nothing, and the store's index.
@@ -359,7 +369,9 @@ class Requests:
         baseline = self._index
         try:
             node = self.run(
-                lambda sender: sender.read(key, quorum=True), what, timeout
+                lambda sender: sender.read(key, quorum=True, recursive=recursive),
+                what,
+                timeout,
             ).value
         except etcd.EtcdKeyNotFound as error:
             node, index = None, _index_of(error)
@@ -469,3 +481,14 @@ def name_in(path: str) -> bytes | None:
     except (binascii.Error, ValueError):
         return None
     return name if encode_name(name) == part else None
+
+
+def run_of(name: bytes) -> str | None:
+    """
+    Return the run that a store key of torch's handler is of; None if it is another's.
+
+    Args:
+        name: The key: ``torch.rendezvous.<run>.<round>/…``.
+    """
+    found = re.match(rb"torch\.rendezvous\.(.+?)\.[0-9]+/", name, re.DOTALL)
+    return found[1].decode(errors="replace") if found else None

@@ -415,6 +415,20 @@ class EtcdClient:
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
+        return self.time_to_live(lease_id, timeout=timeout)[0]
+
+    def time_to_live(
+        self, lease_id: int, *, timeout: float | None = None
+    ) -> tuple[int, int]:
+        """
+        Return the seconds until a lease expires, and those that it was granted for.
+
+        Returns:
+            Both, or 0 and 0 if the server does not know the lease.
+
+        Raises:
+            EtcdError: etcd can't be reached, or refuses.
+        """
         reply = self._call(
             wire.TIME_TO_LIVE,
             {"ID": str(lease_id)},
@@ -424,7 +438,8 @@ class EtcdClient:
         )
         # A lease that has expired, or never was, has -1.
         with _etcds_own(reply.endpoint):
-            return max(int(reply.value.get("TTL", 0)), 0)
+            granted = int(reply.value.get("grantedTTL", 0))
+            return max(int(reply.value.get("TTL", 0)), 0), granted
 
     # -- the server ---------------------------------------------------------------
 
