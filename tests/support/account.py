@@ -73,7 +73,7 @@ ACCOUNT: dict[str, dict[str, list[Fate]]] = {
         "When it hangs": [COMMAND],
     },
     "errors.md": {
-        'My job hangs with "Waiting to join"': [COMMAND],
+        'My job hangs with "Waiting to join"': [COMMAND, COMMAND],
     },
     "launchers.md": {
         "torchrun": [
@@ -154,6 +154,7 @@ ACCOUNT: dict[str, dict[str, list[Fate]]] = {
                 "Likewise.",
             ),
         ],
+        "Check": [COMMAND],
         "Start the job": [
             JOB,
             Fate(JOB.test, "It is what the job says."),
