@@ -83,7 +83,7 @@ ACCOUNT: dict[str, dict[str, list[Fate]]] = {
         "For programs": [COMMAND],
     },
     "errors.md": {
-        'My job hangs with "Waiting to join"': [COMMAND],
+        'My job hangs with "Waiting to join"': [COMMAND, COMMAND],
     },
     "launchers.md": {
         "torchrun": [
@@ -164,6 +164,7 @@ ACCOUNT: dict[str, dict[str, list[Fate]]] = {
                 "Likewise.",
             ),
         ],
+        "Check": [COMMAND],
         "Start the job": [
             JOB,
             Fate(JOB.test, "It is what the job says."),
