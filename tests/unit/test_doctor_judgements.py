@@ -111,7 +111,7 @@ NO_ETCD = error(EtcdProtocolError, "something answered that is not etcd")
 WANTS_TLS = error(EtcdProtocolError, "it speaks TLS; use protocol=https")
 WHO = error(EtcdAuthError, "it wants a user and a password", 16)
 DENIED = error(EtcdAuthError, "the user 'u' may not", 7)
-LEARNS = error(EtcdReplyError, "etcdserver: rpc not supported for learner", 9)
+LEARNS = error(EtcdConnectionError, "etcdserver: rpc not supported for learner")
 
 
 def secure(**changes):
@@ -455,7 +455,7 @@ def test_nothing_after_what_fails(what):
         ("no leader", "warn"),
         ("no gateway", "fail"),
         ("TLS fails", "fail"),
-        ("learner", "fail"),
+        ("learner", "warn"),
     ],
 )
 def test_what_others_make_up_for(what, level):
