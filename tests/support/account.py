@@ -74,14 +74,24 @@ ACCOUNT: dict[str, dict[str, list[Fate]]] = {
             JOB,
             JOB,
         ],
-        "When it hangs": [COMMAND],
+        "When it hangs": [COMMAND, COMMAND],
+    },
+    "doctor.md": {
+        "Doctor": [
+            COMMAND,
+            Fate(
+                "unit/test_doctor_judgements.py::test_the_example_of_the_page",
+                "It is what is printed.",
+            ),
+        ],
+        "For programs": [COMMAND],
     },
     "benchmarks.md": {
         "Benchmarks": [BENCH],
         "Do it yourself": [BENCH, BENCH],
     },
     "errors.md": {
-        'My job hangs with "Waiting to join"': [COMMAND],
+        'My job hangs with "Waiting to join"': [COMMAND, COMMAND],
     },
     "launchers.md": {
         "torchrun": [
@@ -162,6 +172,7 @@ ACCOUNT: dict[str, dict[str, list[Fate]]] = {
                 "Likewise.",
             ),
         ],
+        "Check": [COMMAND],
         "Start the job": [
             JOB,
             Fate(JOB.test, "It is what the job says."),

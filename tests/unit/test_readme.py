@@ -141,7 +141,7 @@ def test_our_commands():
     )
 
     assert scripts
-    assert {"demo", "purge", "serve", "status"} == {call[0] for call in calls}
+    assert {"demo", "doctor", "purge", "serve", "status"} == {call[0] for call in calls}
     for name, *arguments in calls:
         with cli.make_context("etcd-rendezvous", [name, *arguments]) as context:
             command = cli.get_command(context, name)

@@ -41,6 +41,9 @@ _COMMANDS: Final = {
         "Watch a training job survive the death of its rank 0.",
         "demo",
     ),
+    "doctor": _Command(
+        "etcd_rendezvous._cli.doctor", "Say whether this machine can use an etcd."
+    ),
     "purge": _Command("etcd_rendezvous._cli.purge", "Delete what etcd holds of a run."),
     "serve": _Command(
         "etcd_rendezvous._cli.serve", "Run a local etcd in the foreground."

@@ -14,6 +14,7 @@ import click
 
 from etcd_rendezvous._connect import AUTO_NAMES, LIVE_NAMES, TORCH_NAME, V3_NAMES
 from etcd_rendezvous._errors import EtcdSettingError
+from etcd_rendezvous._live.settings import parse_live_settings
 from etcd_rendezvous._params import Settings, parse_settings, whole_number
 
 __all__ = ["NORMALIZED", "Target", "target_options"]
@@ -141,9 +142,10 @@ def _target(
     config: dict[str, Any] = {"read_timeout": _READ_TIMEOUT}
     config |= _pairs(conf or "")
     config |= {name: value for name, value in given.items() if value is not None}
-    settings = parse_settings(
-        endpoint, config, startup_timeout=0, live=backend in LIVE_NAMES
-    )
+    live = backend in LIVE_NAMES
+    settings = parse_settings(endpoint, config, startup_timeout=0, live=live)
+    if live:
+        parse_live_settings(config)  # which refuses what its handler would
     beat = whole_number(config, "keep_alive_interval", 5)
     attempts = whole_number(config, "keep_alive_max_attempt", 3)
     return Target(settings, backend or None, beat, beat * attempts)

@@ -20,7 +20,7 @@ import urllib3
 
 import etcd
 
-from .._credentials import PASSWORD_VARIABLE, USER_VARIABLE
+from .._credentials import LEAST_SECRET, PASSWORD_VARIABLE, USER_VARIABLE
 from .._errors import EtcdReplyError
 from .._failover import Answer, Failover, Trouble
 from .._kv import Look, Stored
@@ -101,8 +101,7 @@ class _Sender(etcd.Client):
         """
         if not (self.username and self.password):
             return {}
-        pair = b64encode(f"{self.username}:{self.password}".encode()).decode()
-        return {"authorization": f"Basic {pair}"}
+        return {"authorization": f"Basic {_pair(self)}"}
 
     def __del__(self) -> None:
         """
@@ -346,7 +345,7 @@ class Requests:
             except etcd.EtcdConnectionFailed as error:
                 return trouble_of_exception(error.cause or error)
             except etcd.EtcdException as error:
-                return _trouble_of_answer(error, self._client.username)
+                return _trouble_of_answer(error, self._client)
 
         answer = self._failover.run(
             attempt,
@@ -390,7 +389,8 @@ class Requests:
             yield _Sender(self._client, connections.http, str(endpoint), timeout)
 
 
-def _trouble_of_answer(error: etcd.EtcdException, user: str | None) -> Trouble:
+def _trouble_of_answer(error: etcd.EtcdException, client: etcd.Client) -> Trouble:
+    user = client.username
     payload = error.payload if isinstance(error.payload, dict) else {}
     if payload.get("errorCode") == _UNAUTHORIZED:
         reason = (
@@ -402,17 +402,20 @@ def _trouble_of_answer(error: etcd.EtcdException, user: str | None) -> Trouble:
         )
         return Trouble(retry.Failure.FINAL, reason, error, code=retry.UNAUTHENTICATED)
     text = str(payload.get("cause") or payload.get("message") or error)
-    text = " ".join(text.split())[:200]
+    shown = _without_password(text, client)
+    # What repeats the password is not to be shown, nor handed on.
+    cause = error if shown == text else None
+    text = " ".join(shown.split())[:200]
     if "HTTP request to an HTTPS server" in text:
         return Trouble(
             retry.Failure.FINAL,
             "it speaks TLS; use protocol=https",
-            error,
+            cause,
             not_etcd=True,
         )
     # A reply without a body: so ends the long poll of an etcd that is going down.
     if getattr(error.__context__, "doc", None) == "":
-        return Trouble(retry.Failure.AMBIGUOUS, "the reply was empty", error)
+        return Trouble(retry.Failure.AMBIGUOUS, "the reply was empty", cause)
     no_json = "JSON" in str(error) or payload.get("message") == "Bad response"
     if "errorCode" not in payload and "404 page not found" in text:
         return _no_v2(error)
@@ -420,10 +423,25 @@ def _trouble_of_answer(error: etcd.EtcdException, user: str | None) -> Trouble:
         return Trouble(
             retry.Failure.FINAL,
             f"something answered that is not etcd ({text})",
-            error,
+            cause,
             not_etcd=True,
         )
-    return Trouble(retry.failure_of_reply(2, text), text, error)
+    return Trouble(retry.failure_of_reply(2, text), text, cause)
+
+
+def _without_password(text: str, client: etcd.Client) -> str:
+    """
+    Return what a server says without the password, plain or as it is sent.
+    """
+    if client.password:
+        text = text.replace(_pair(client), "***")
+        if len(client.password) >= LEAST_SECRET:
+            text = text.replace(client.password, "***")
+    return text
+
+
+def _pair(client: etcd.Client) -> str:
+    return b64encode(f"{client.username}:{client.password}".encode()).decode()
 
 
 def is_of_v2(error: etcd.EtcdException) -> bool:

@@ -496,14 +496,7 @@ class EtcdClient:
             EtcdError: The server can't be reached.
         """
         _, status, body = self._transport.get("/v2/keys", timeout=timeout)
-        try:
-            data = json.loads(body)
-        except ValueError:
-            return False
-        if not isinstance(data, dict):
-            return False
-        # It may want a user, of those that v2 has.
-        return "errorCode" in data or (status == 200 and "node" in data)
+        return is_of_v2(status, body)
 
     def _call(
         self,
@@ -528,6 +521,24 @@ class EtcdClient:
                 if text in error.text:
                     raise kind(str(error), error.code, error.text) from error
             raise
+
+
+def is_of_v2(status: int, body: bytes) -> bool:
+    """
+    Say whether the page ``/v2/keys`` is that of an etcd that serves its v2 API.
+
+    Args:
+        status: Its HTTP status.
+        body: What it says.
+    """
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return False
+    if not isinstance(data, dict):
+        return False
+    # It may want a user, of those that v2 has.
+    return "errorCode" in data or (status == 200 and "node" in data)
 
 
 class LeaseNotFoundError(EtcdReplyError):
