@@ -35,6 +35,7 @@ class Use:
 # and `left`, of which a key in the store is there.
 USES = {
     "demo": Use((), 2, 'pip install "etcd-rendezvous[demo]"'),
+    "doctor": Use(("--rdzv-endpoint={endpoint}",), 0, "Yes: this machine can use"),
     "purge": Use(("left", "--yes", "--rdzv-endpoint={endpoint}"), 0, "left"),
     "serve": Use(("--port=0", "--binary=nowhere"), 1, "nowhere"),
     "status": Use(("kept", "--rdzv-endpoint={endpoint}"), 0, "store: 1 key"),
