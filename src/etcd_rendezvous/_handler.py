@@ -33,7 +33,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
 from ._guard import GuardedBackend
-from ._log import BEAT_SECONDS, SlowBeat, log
+from ._log import BEAT_SECONDS, SlowBeat, SlowLog, log
 from ._outages import Outages, absence, is_hopeless, listed
 from ._params import HANDLER_SETTINGS
 from ._signals import signalled
@@ -117,6 +117,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         # here, with what it means for the job.
         backend.leave_reports_to_caller()
         self._beat = self._holder.beat
+        self._log = SlowLog()
         self._outages = Outages(self.settings.run_id, self._beat)
 
     @classmethod
@@ -196,7 +197,7 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
                         _raise_if_hopeless(error)
                         if time.monotonic() >= deadline:
                             raise
-                        log.warning(
+                        self._log.warning(
                             "Rank 0 of round %d of '%s' did not say in %g s where to "
                             "meet; joining the next round.",
                             self._holder.state.round,

@@ -320,7 +320,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         try:
             self._node.close(self._settings.close_timeout)
         except EtcdError as error:
-            log.warning(
+            self._node.log.warning(
                 "The rendezvous '%s' could not be closed: %s", self._run_id, error
             )
             raise RendezvousConnectionError(CONNECTION_FAILED) from error

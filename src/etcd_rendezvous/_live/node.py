@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from .._errors import EtcdConnectionError, EtcdError
-from .._log import SlowBeat, log
+from .._log import SlowBeat, SlowLog, log
 from .._outages import Outages, absence, is_hopeless, listed
 from .._v3 import retry, wire
 from .._v3.client import EtcdClient, LeaseNotFoundError
@@ -175,6 +175,7 @@ class LiveNode:
         self.times = times
         self.clock = clock
         self.beat = SlowBeat(clock)
+        self.log = SlowLog(clock)
         self._restart = restart
         self._on_beat = on_beat
         self._place = Place(about.address)
@@ -450,7 +451,9 @@ class LiveNode:
             node = node_id(entry.key)
             if entry.key == self._key or not self._place.is_dead(node):
                 continue
-            log.info("The node %s of this place is dead; its lease ends now.", node)
+            self.log.info(
+                "The node %s of this place is dead; its lease ends now.", node
+            )
             self._revoke(entry.lease, seconds)
 
     def _take_in(self, reply: wire.TxnReply, known: int) -> bool:
@@ -522,7 +525,7 @@ class LiveNode:
         return True
 
     def _say_in(self, seat: Seat) -> None:
-        log.info(
+        self.log.info(
             "Round %d of '%s' has %d nodes; this one is rank %d.",
             seat.round.number,
             self.run_id,
@@ -678,7 +681,7 @@ class LiveNode:
             return
         if last.broken and not before.broken:
             then = "its other nodes meet again" if self._restart else "it goes on"
-            log.warning(
+            self.log.warning(
                 "Round %d of '%s' has lost %d of its %d nodes%s; %s (on_node_loss=%s).",
                 last.number,
                 self.run_id,
@@ -689,7 +692,9 @@ class LiveNode:
                 "restart" if self._restart else "ignore",
             )
         elif last.waiting and not before.waiting:
-            log.info("Others want to join '%s': its nodes meet again.", self.run_id)
+            self.log.info(
+                "Others want to join '%s': its nodes meet again.", self.run_id
+            )
 
     def _see_to_office(self) -> None:
         """
@@ -725,7 +730,7 @@ class LiveNode:
             self._lost = True
             if self._registered:
                 self._registered = False
-                log.warning(
+                self.log.warning(
                     "This node is out of '%s', since %s: it was paused or cut off for "
                     "longer than %g s (keep_alive_interval x keep_alive_max_attempt), "
                     "or etcd lost its data. It joins the next round.",
@@ -782,8 +787,8 @@ class LiveNode:
         while self._has(me):
             try:
                 work()
-            except Exception:  # noqa: BLE001 - the node's life hangs on this thread
-                log.exception("A thread of '%s' is started again.", self.run_id)
+            except Exception:  # the node's life hangs on this thread
+                self.log.exception("A thread of '%s' is started again.", self.run_id)
                 self.pause(_AGAIN_SECONDS)
 
     def _read_watch(self) -> None:
@@ -994,7 +999,7 @@ class LiveNode:
         with self.changed:
             self._away_until = self.clock() + self.seconds_of_grace
             self._renewed, self._ttl = sent, ttl or self.times.ttl
-        log.warning(
+        self.log.warning(
             "The lease of this node had ended while etcd was away; it is back in round "
             "%d of '%s', which goes on.",
             last.number,
