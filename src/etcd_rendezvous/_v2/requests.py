@@ -293,7 +293,7 @@ class Requests:
         except (etcd.EtcdWatchTimedOut, etcd.EtcdEventIndexCleared):
             return None
         except etcd.EtcdException:
-            self._failover.move_on(endpoint)
+            self._failover.move_on(endpoint, "a long poll broke")
             time.sleep(min(_POLL_PAUSE_SECONDS, max(seconds, 0.0)))
             return None
 

@@ -33,7 +33,7 @@ from .auth import Authenticator
 from .connection import QuickHTTPConnection, QuickHTTPSConnection, Stream
 from .scheme import alert_of, speaks_the_other
 
-__all__ = ["Transport", "trouble_of_exception"]
+__all__ = ["InterruptedStreamError", "Transport", "trouble_of_exception"]
 
 # The socket waits this much longer than the server was told to, so that the
 # server's own words about a time-out arrive before ours.
@@ -55,6 +55,12 @@ _GATEWAYS_OWN_TLS: Final = "remote error: tls: "
 _COMMON_NAME: Final = "CommonName of client sending a request against gateway"
 _TLS_ALERT: Final = "\x15\x03"
 _MATCHED_NO_API: Final = frozenset({5, 12})  # gRPC: not found, unimplemented
+
+
+class InterruptedStreamError(EtcdConnectionError):
+    """
+    Raised to whoever reads a stream that was interrupted on purpose.
+    """
 
 
 class _Pools:
@@ -237,15 +243,18 @@ class Transport:
                     or Trouble(retry.Failure.AMBIGUOUS, "its answer is no stream")
                 )
                 if trouble.failure is not retry.Failure.FINAL:
-                    self.failover.move_on(endpoint)
+                    self.failover.move_on(endpoint, trouble.reason)
                 raise self.failover.error(
                     trouble, endpoint, what, 1, started
                 ) from trouble.cause
             try:
                 yield response, endpoint
+            except InterruptedStreamError:
+                self.failover.move_on(endpoint)
+                raise
             except EtcdConnectionError:
                 # It broke: whoever watches again does so elsewhere.
-                self.failover.move_on(endpoint)
+                self.failover.move_on(endpoint, "a watch broke")
                 raise
         finally:
             if response is not None:
