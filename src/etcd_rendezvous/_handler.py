@@ -32,11 +32,13 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
+from ._clocks import ClockWatch
 from ._guard import GuardedBackend
 from ._log import BEAT_SECONDS, SlowBeat, SlowLog, log
 from ._outages import Outages, absence, is_hopeless, listed
 from ._params import HANDLER_SETTINGS
 from ._signals import signalled
+from ._space import Growth
 
 __all__ = ["EtcdRendezvousHandler", "settings_of_torch"]
 
@@ -118,6 +120,10 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         backend.leave_reports_to_caller()
         self._beat = self._holder.beat
         self._log = SlowLog()
+        settings = self.settings
+        expiry = settings.keep_alive_interval * settings.keep_alive_max_attempt
+        backend.watch_clocks(ClockWatch(expiry.total_seconds()))
+        self._lookout = backend.lookout(settings.keep_alive_interval.total_seconds())
         self._outages = Outages(self.settings.run_id, self._beat)
 
     @classmethod
@@ -341,6 +347,19 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         limit = settings.keep_alive_interval * settings.keep_alive_max_attempt
         with self._backend.time_limit(limit.total_seconds()):
             super()._keep_alive()
+        self._look_out()
+
+    def _look_out(self) -> None:
+        """
+        Let the node of rank 0 look how full etcd is, and how quickly it is filled.
+        """
+        lookout, state = self._lookout, self._holder.state
+        if lookout is None or not lookout.is_due or self._holder.is_away:
+            return
+        if state.participants.get(self._this_node) == 0:
+            interval = self.settings.keep_alive_interval.total_seconds()
+            nodes = len(state.last_heartbeats)
+            lookout.look(Growth(self._backend.state_bytes, nodes, interval))
 
 
 class StateHolder(_BackendRendezvousStateHolder):
@@ -373,6 +392,13 @@ class StateHolder(_BackendRendezvousStateHolder):
         self._last_contact: float | None = None
         self._was_away = False
         self._evict_from = float("-inf")
+
+    @property
+    def is_away(self) -> bool:
+        """
+        Whether etcd did not answer last.
+        """
+        return self._was_away
 
     @contextmanager
     def joining(self, seconds: float) -> Iterator[None]:

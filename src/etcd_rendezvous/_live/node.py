@@ -20,6 +20,7 @@ from typing import Final
 
 from .._errors import EtcdConnectionError, EtcdError
 from .._log import SlowBeat, SlowLog, log
+from .._lookout import Lookout
 from .._outages import Outages, absence, is_hopeless, listed
 from .._v3 import retry, wire
 from .._v3.client import EtcdClient, LeaseNotFoundError
@@ -209,6 +210,7 @@ class LiveNode:
         self._office_at: float | None = None
         # Held by whoever changes what the node has in etcd.
         self._registering = threading.Lock()
+        self._lookout = Lookout(client, keys.common, times.interval, clock=clock)
 
     # -- what is asked without asking etcd ------------------------------------------
 
@@ -884,6 +886,7 @@ class LiveNode:
             elif guard_at <= now:
                 guard_at = self.clock() + _guard_seconds()
                 self._look_after_watch()
+                self._look_out()
 
     @property
     def call_seconds(self) -> float:
@@ -1046,6 +1049,13 @@ class LiveNode:
             self.client, self.keys.common, known, count, self.call_seconds
         ):
             watch.interrupt()
+
+    def _look_out(self) -> None:
+        """
+        Let the closer look how full etcd is.
+        """
+        if self.view.closer == self._node.id and self._away_error is None:
+            self._lookout.look()
 
     def pause(self, seconds: float) -> None:
         """

@@ -23,6 +23,7 @@ from typing import Any, Final
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from .._clocks import ClockWatch
 from .._credentials import Credentials
 from .._errors import EtcdConnectionError
 from .._failover import Answer, Failover, Trouble
@@ -30,7 +31,7 @@ from .._params import Endpoint, TlsFiles
 from .._pools import CONNECTIONS_PER_POOL, Count, Usage, counted
 from . import retry, wire
 from .auth import Authenticator
-from .connection import QuickHTTPConnection, QuickHTTPSConnection, Stream
+from .connection import QuickHTTPConnection, QuickHTTPSConnection, Reply, Stream
 from .scheme import alert_of, speaks_the_other
 
 __all__ = ["InterruptedStreamError", "Transport", "trouble_of_exception"]
@@ -101,6 +102,8 @@ class Transport:
         self._connect_timeout = connect_timeout
         self._pools = _Pools()
         self._made = Count()
+        #: What compares our clock with those of who answers; None for nothing.
+        self.clocks: ClockWatch | None = None
         #: Whether it was closed, and not used since.
         self.closed = False
 
@@ -168,6 +171,8 @@ class Transport:
         Send one request, once.
         """
         pools = self._own_pools()
+        clocks = self.clocks
+        sending = clocks.begin() if clocks is not None else None
         try:
             with pools.usage.one_more():
                 response = self._pool(pools, endpoint).urlopen(
@@ -182,6 +187,8 @@ class Transport:
         except (HTTPError, OSError) as error:
             return self._trouble(endpoint, error, limit)
         self.failover.answered.add(endpoint)
+        if sending is not None and clocks is not None and isinstance(response, Reply):
+            clocks.look(endpoint, response.date, sending)
         return _read_reply(response.status, response.data)
 
     @contextmanager
