@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from torch.distributed.elastic.events import NodeState, construct_and_record_rdzv_event
 from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousHandler,
@@ -145,9 +147,16 @@ def handler_of(params: RendezvousParameters, types: Types) -> RendezvousHandler:
             handler = EtcdRendezvousHandler.create(store, backend, params, on_shutdown)
         _say_what_is_spoken(params, settings, client, api, handler.times_in_words())
         return handler
-    except BaseException:
+    except BaseException as error:
         if server is not None:
             server.stop()
+        # As of torch's creators. Whoever records it may fail, too.
+        with suppress(Exception):
+            construct_and_record_rdzv_event(
+                run_id=params.run_id,
+                message=f"{type(error).__name__}: {error}",
+                node_state=NodeState.FAILED,
+            )
         raise
 
 

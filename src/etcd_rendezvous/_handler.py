@@ -35,6 +35,7 @@ from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
 from ._clocks import ClockWatch
 from ._guard import GuardedBackend
 from ._log import BEAT_SECONDS, SlowBeat, SlowLog, log
+from ._metrics import Metrics
 from ._outages import Outages, absence, is_hopeless, listed
 from ._params import HANDLER_SETTINGS
 from ._signals import signalled
@@ -124,6 +125,9 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         expiry = settings.keep_alive_interval * settings.keep_alive_max_attempt
         backend.watch_clocks(ClockWatch(expiry.total_seconds()))
         self._lookout = backend.lookout(settings.keep_alive_interval.total_seconds())
+        self._metrics = Metrics(
+            lost_swaps=lambda: backend.lost_swaps, failovers=lambda: backend.failovers
+        )
         self._outages = Outages(self.settings.run_id, self._beat)
 
     @classmethod
@@ -187,10 +191,14 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         join_seconds = self.settings.timeout.join.total_seconds()
         deadline = time.monotonic() + join_seconds
         try:
-            with self._holder.joining(join_seconds), self._short_bootstrap():
+            with (
+                self._metrics.of_joining(),
+                self._holder.joining(join_seconds),
+                self._short_bootstrap(),
+            ):
                 while True:
                     try:
-                        return super().next_rendezvous()
+                        info = super().next_rendezvous()
                     except DistNetworkError as error:
                         _raise_if_hopeless(error)
                         if time.monotonic() >= deadline:
@@ -210,6 +218,9 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
                             self.settings.run_id,
                             self._bootstrap_seconds,
                         )
+                    else:
+                        self._metrics.put_nodes(info.world_size)
+                        return info
         except RendezvousTimeoutError as error:
             # torch's has no text, and has withdrawn this node by now.
             state = describe(self._holder.state, self.settings, self._this_node)
