@@ -271,15 +271,26 @@ class Failover:
         )
         if maybe_applied:
             message += " It may or may not have been applied."
-        if trouble.not_etcd or trouble.failure is retry.Failure.TLS:
-            error = EtcdProtocolError(message)
-            error.api_missing = trouble.api_missing
-            return error
-        if final:
-            if trouble.code in _ABOUT_THE_USER:
-                refusal = EtcdAuthError(message, trouble.code, trouble.reason)
-                refusal.may_mend = trouble.may_mend
-                return refusal
-            kind = EtcdLimitError if remedy else EtcdReplyError
-            return kind(message, trouble.code, trouble.reason)
-        return EtcdConnectionError(message)
+        error = _error_of(trouble, message, final=final, about_limits=bool(remedy))
+        error.reason = reason
+        return error
+
+
+def _error_of(
+    trouble: Trouble, message: str, *, final: bool, about_limits: bool
+) -> EtcdError:
+    """
+    Return the error of the right kind for a failed operation.
+    """
+    if trouble.not_etcd or trouble.failure is retry.Failure.TLS:
+        error = EtcdProtocolError(message)
+        error.api_missing = trouble.api_missing
+        return error
+    if final:
+        if trouble.code in _ABOUT_THE_USER:
+            refusal = EtcdAuthError(message, trouble.code, trouble.reason)
+            refusal.may_mend = trouble.may_mend
+            return refusal
+        kind = EtcdLimitError if about_limits else EtcdReplyError
+        return kind(message, trouble.code, trouble.reason)
+    return EtcdConnectionError(message)

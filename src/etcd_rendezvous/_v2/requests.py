@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import re
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import urllib3
 import etcd
 
 from .._clocks import ClockWatch
-from .._credentials import PASSWORD_VARIABLE, USER_VARIABLE
+from .._credentials import LEAST_SECRET, PASSWORD_VARIABLE, USER_VARIABLE
 from .._errors import EtcdReplyError
 from .._failover import Answer, Failover, Trouble
 from .._kv import Look, Stored
@@ -36,6 +37,7 @@ __all__ = [
     "is_of_v2",
     "make_client",
     "name_in",
+    "run_of",
 ]
 
 # torch's
@@ -108,8 +110,7 @@ class _Sender(etcd.Client):
         """
         if not (self.username and self.password):
             return {}
-        pair = b64encode(f"{self.username}:{self.password}".encode()).decode()
-        return {"authorization": f"Basic {pair}"}
+        return {"authorization": f"Basic {_pair(self)}"}
 
     def _handle_server_response(self, response: Any) -> Any:
         """
@@ -270,16 +271,24 @@ class Requests:
         node, _ = self._read(key, f"read the key '{key}'", timeout)
         return node.ttl if node is not None else None
 
-    def children(self, path: str, timeout: float) -> tuple[list[etcd.EtcdResult], int]:
+    def children(
+        self, path: str, timeout: float, *, recursive: bool = False
+    ) -> tuple[list[etcd.EtcdResult], int]:
         """
         List a directory.
+
+        Args:
+            path: The directory.
+            timeout: The most seconds to take.
+            recursive: Whether to list the directories in it, too.
 
         Returns:
             The nodes in it that hold a value, and the store's index; no nodes where
             there is no directory.
         """
         path = path.rstrip("/")
-        node, index = self._read(path, f"list the keys in '{path}'", timeout)
+        what = f"list the keys in '{path}'"
+        node, index = self._read(path, what, timeout, recursive=recursive)
         if node is None or not node.dir:
             return [], index
         # An empty directory is its own and only child.
@@ -363,7 +372,7 @@ class Requests:
             except etcd.EtcdConnectionFailed as error:
                 return trouble_of_exception(error.cause or error)
             except etcd.EtcdException as error:
-                return _trouble_of_answer(error, self._client.username)
+                return _trouble_of_answer(error, self._client)
 
         answer = self._failover.run(
             attempt,
@@ -378,7 +387,7 @@ class Requests:
         return Answer(value, answer.endpoint, answer.maybe_earlier)
 
     def _read(
-        self, key: str, what: str, timeout: float
+        self, key: str, what: str, timeout: float, *, recursive: bool = False
     ) -> tuple[etcd.EtcdResult | None, int]:
         """
         Return what is there, None for nothing, and the store's index.
@@ -386,7 +395,9 @@ class Requests:
         baseline = self._index
         try:
             node = self.run(
-                lambda sender: sender.read(key, quorum=True), what, timeout
+                lambda sender: sender.read(key, quorum=True, recursive=recursive),
+                what,
+                timeout,
             ).value
         except etcd.EtcdKeyNotFound as error:
             node, index = None, _index_of(error)
@@ -407,7 +418,8 @@ class Requests:
             )
 
 
-def _trouble_of_answer(error: etcd.EtcdException, user: str | None) -> Trouble:
+def _trouble_of_answer(error: etcd.EtcdException, client: etcd.Client) -> Trouble:
+    user = client.username
     payload = error.payload if isinstance(error.payload, dict) else {}
     if payload.get("errorCode") == _UNAUTHORIZED:
         reason = (
@@ -419,17 +431,20 @@ def _trouble_of_answer(error: etcd.EtcdException, user: str | None) -> Trouble:
         )
         return Trouble(retry.Failure.FINAL, reason, error, code=retry.UNAUTHENTICATED)
     text = str(payload.get("cause") or payload.get("message") or error)
-    text = " ".join(text.split())[:200]
+    shown = _without_password(text, client)
+    # What repeats the password is not to be shown, nor handed on.
+    cause = error if shown == text else None
+    text = " ".join(shown.split())[:200]
     if "HTTP request to an HTTPS server" in text:
         return Trouble(
             retry.Failure.FINAL,
             "it speaks TLS; use protocol=https",
-            error,
+            cause,
             not_etcd=True,
         )
     # A reply without a body: so ends the long poll of an etcd that is going down.
     if getattr(error.__context__, "doc", None) == "":
-        return Trouble(retry.Failure.AMBIGUOUS, "the reply was empty", error)
+        return Trouble(retry.Failure.AMBIGUOUS, "the reply was empty", cause)
     no_json = "JSON" in str(error) or payload.get("message") == "Bad response"
     if "errorCode" not in payload and "404 page not found" in text:
         return _no_v2(error)
@@ -437,10 +452,25 @@ def _trouble_of_answer(error: etcd.EtcdException, user: str | None) -> Trouble:
         return Trouble(
             retry.Failure.FINAL,
             f"something answered that is not etcd ({text})",
-            error,
+            cause,
             not_etcd=True,
         )
-    return Trouble(retry.failure_of_reply(2, text), text, error)
+    return Trouble(retry.failure_of_reply(2, text), text, cause)
+
+
+def _without_password(text: str, client: etcd.Client) -> str:
+    """
+    Return what a server says without the password, plain or as it is sent.
+    """
+    if client.password:
+        text = text.replace(_pair(client), "***")
+        if len(client.password) >= LEAST_SECRET:
+            text = text.replace(client.password, "***")
+    return text
+
+
+def _pair(client: etcd.Client) -> str:
+    return b64encode(f"{client.username}:{client.password}".encode()).decode()
 
 
 def is_of_v2(error: etcd.EtcdException) -> bool:
@@ -498,3 +528,14 @@ def name_in(path: str) -> bytes | None:
     except (binascii.Error, ValueError):
         return None
     return name if encode_name(name) == part else None
+
+
+def run_of(name: bytes) -> str | None:
+    """
+    Return the run that a store key of torch's handler is of; None if it is another's.
+
+    Args:
+        name: The key: ``torch.rendezvous.<run>.<round>/…``.
+    """
+    found = re.match(rb"torch\.rendezvous\.(.+?)\.[0-9]+/", name, re.DOTALL)
+    return found[1].decode(errors="replace") if found else None

@@ -432,6 +432,20 @@ class EtcdClient:
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
+        return self.time_to_live(lease_id, timeout=timeout)[0]
+
+    def time_to_live(
+        self, lease_id: int, *, timeout: float | None = None
+    ) -> tuple[int, int]:
+        """
+        Return the seconds until a lease expires, and those that it was granted for.
+
+        Returns:
+            Both, or 0 and 0 if the server does not know the lease.
+
+        Raises:
+            EtcdError: etcd can't be reached, or refuses.
+        """
         reply = self._call(
             wire.TIME_TO_LIVE,
             {"ID": str(lease_id)},
@@ -441,7 +455,8 @@ class EtcdClient:
         )
         # A lease that has expired, or never was, has -1.
         with _etcds_own(reply.endpoint):
-            return max(int(reply.value.get("TTL", 0)), 0)
+            granted = int(reply.value.get("grantedTTL", 0))
+            return max(int(reply.value.get("TTL", 0)), 0), granted
 
     # -- the server ---------------------------------------------------------------
 
@@ -498,14 +513,7 @@ class EtcdClient:
             EtcdError: The server can't be reached.
         """
         _, status, body = self._transport.get("/v2/keys", timeout=timeout)
-        try:
-            data = json.loads(body)
-        except ValueError:
-            return False
-        if not isinstance(data, dict):
-            return False
-        # It may want a user, of those that v2 has.
-        return "errorCode" in data or (status == 200 and "node" in data)
+        return is_of_v2(status, body)
 
     def _call(
         self,
@@ -530,6 +538,24 @@ class EtcdClient:
                 if text in error.text:
                     raise kind(str(error), error.code, error.text) from error
             raise
+
+
+def is_of_v2(status: int, body: bytes) -> bool:
+    """
+    Say whether the page ``/v2/keys`` is that of an etcd that serves its v2 API.
+
+    Args:
+        status: Its HTTP status.
+        body: What it says.
+    """
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return False
+    if not isinstance(data, dict):
+        return False
+    # It may want a user, of those that v2 has.
+    return "errorCode" in data or (status == 200 and "node" in data)
 
 
 class LeaseNotFoundError(EtcdReplyError):

@@ -28,13 +28,20 @@ from .._credentials import Credentials
 from .._errors import EtcdConnectionError
 from .._failover import Answer, Failover, Trouble
 from .._params import Endpoint, TlsFiles
-from .._pools import CONNECTIONS_PER_POOL, Count, Usage, counted
+from .._pools import CONNECTIONS_PER_POOL, Count, Usage, counted, new_pool
 from . import retry, wire
 from .auth import Authenticator
 from .connection import QuickHTTPConnection, QuickHTTPSConnection, Reply, Stream
 from .scheme import alert_of, speaks_the_other
 
-__all__ = ["InterruptedStreamError", "Transport", "trouble_of_exception"]
+__all__ = [
+    "UNRESOLVED",
+    "InterruptedStreamError",
+    "Transport",
+    "trouble_of_exception",
+]
+
+UNRESOLVED: Final = "its host name can't be resolved"
 
 # The socket waits this much longer than the server was told to, so that the
 # server's own words about a time-out arrive before ours.
@@ -218,7 +225,7 @@ class Transport:
         """
         endpoint = self.failover.current
         started = time.monotonic()
-        pool = _quick(self._new_pool(endpoint, size=1))
+        pool = _quick(new_pool(endpoint, self._tls, size=1))
         response: urllib3.BaseHTTPResponse | None = None
         trouble: Trouble | None = None
         own = self._auth.headers(
@@ -372,28 +379,11 @@ class Transport:
                 pool = pools.by_endpoint.get(endpoint)
                 if pool is None:
                     pool = counted(
-                        _quick(self._new_pool(endpoint, size=CONNECTIONS_PER_POOL)),
+                        _quick(new_pool(endpoint, self._tls, CONNECTIONS_PER_POOL)),
                         self._made,
                     )
                     pools.by_endpoint[endpoint] = pool
         return pool
-
-    def _new_pool(self, endpoint: Endpoint, size: int) -> urllib3.HTTPConnectionPool:
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        if endpoint.scheme == "http":
-            return urllib3.HTTPConnectionPool(
-                host, endpoint.port, maxsize=size, retries=False
-            )
-        return urllib3.HTTPSConnectionPool(
-            host,
-            endpoint.port,
-            maxsize=size,
-            retries=False,
-            cert_file=self._tls.cert,
-            key_file=self._tls.key,
-            ca_certs=self._tls.ca,
-            cert_reqs="CERT_REQUIRED",
-        )
 
 
 def _quick(pool: urllib3.HTTPConnectionPool) -> urllib3.HTTPConnectionPool:
@@ -445,7 +435,7 @@ def _in_words(error: BaseException, failure: retry.Failure) -> str:
             return f"a file of the client's certificate can't be read ({cause})"
         return _tls_in_words(str(error))
     if isinstance(error, urllib3.exceptions.NameResolutionError):
-        return "its host name can't be resolved"
+        return UNRESOLVED
     if isinstance(error, urllib3.exceptions.NewConnectionError):
         cause = error.__cause__ or error.__context__
         if isinstance(cause, ConnectionRefusedError):
