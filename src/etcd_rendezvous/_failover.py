@@ -23,8 +23,10 @@ from ._log import SlowBeat
 from ._params import Endpoint
 from ._v3 import retry
 
-__all__ = ["Answer", "Failover", "Trouble"]
+__all__ = ["FAILED_OVER", "Answer", "Failover", "Trouble"]
 
+# What the line of a failover begins with.
+FAILED_OVER: Final = "Operations go to etcd at"
 _ABOUT_THE_USER: Final = frozenset({retry.PERMISSION_DENIED, retry.UNAUTHENTICATED})
 
 _T = TypeVar("_T")
@@ -147,8 +149,7 @@ class Failover:
         if failed is not None and failed[0] != endpoint:
             self.moves += 1
             self._beat.warn(
-                f"Operations go to etcd at {endpoint} now, since {failed[0]} failed "
-                f"({failed[1]})."
+                f"{FAILED_OVER} {endpoint} now, since {failed[0]} failed ({failed[1]})."
             )
 
     def run(
