@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -336,6 +337,28 @@ def test_a_port_that_refuses():
     assert re.search(
         r"fail +tcp +connection refused; is etcd running there\?\n", printed
     )
+
+
+class _First(random.SystemRandom):
+    """
+    Chance that always takes the first.
+    """
+
+    def randrange(self, *_):
+        return 0
+
+
+def test_a_member_that_refuses_beside_one_that_does_not(doctor, newest_v3, monkeypatch):
+    """
+    It is told once, in its own line, although the library warns of it, too.
+    """
+    monkeypatch.setattr("etcd_rendezvous._v3.retry.RANDOM", _First())
+    with refused_endpoint() as gone:
+        told = doctor("--endpoint", f"{gone},{newest_v3.endpoint}")
+
+    assert ["warn"] == told.levels("tcp", f"http://{gone}")
+    assert ["ok"] == told.levels("backend")
+    assert "Operations go" not in told.output
 
 
 def test_a_port_that_swallows_connections(doctor):

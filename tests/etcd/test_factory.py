@@ -300,7 +300,8 @@ def test_choice_is_logged_once(newest_v3, run_id, caplog):
 
         (line,) = [text for text in caplog.messages if "API" in text]
         assert run_id in line
-        assert f"v3 API at http://{newest_v3.endpoint} with read_timeout=60 s" in line
+        assert f"v3 API at http://{newest_v3.endpoint} (etcd " in line
+        assert f"(etcd {newest_v3.server.version} answers) with read_timeout" in line
         assert "closed_ttl=7 s" in line
     assert "join_timeout=600 s" in line
     assert "keep_alive_interval=2 s" in line

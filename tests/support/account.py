@@ -145,6 +145,11 @@ ACCOUNT: dict[str, dict[str, list[Fate]]] = {
             launchers("test_command_for_an_order_of_ones_own"),
         ],
     },
+    "logs.md": {
+        "Metrics": [
+            Fate("etcd/test_warnings.py::test_metrics_as_the_page_shows_them"),
+        ],
+    },
     "moving.md": {
         "Without touching the job": [
             Fate(

@@ -397,6 +397,21 @@ def test_missing_right(connect):
         ) in str(caught.value)
 
 
+def test_an_echo_in_a_line_about_a_failover(connect, caplog):
+    """
+    What a member repeats while it fails is not in the line that says so.
+    """
+    words = f"etcdserver: request timed out, {SECRET}"
+    echo = json_reply({"code": 14, "message": words}, 503)
+    with ScriptedServer(lambda _: echo) as bad, ScriptedServer(Etcd()) as good:
+        client = connect(bad, good)
+        client._transport.failover._current = 0
+        client.get("k")
+
+        (line,) = caplog.messages
+        assert f"since {bad.url} failed (etcdserver: request timed out, ***)" in line
+
+
 def test_an_echo(connect):
     """
     What repeats the password is not repeated.

@@ -32,6 +32,7 @@ from etcd_rendezvous._cli.doctor_sizes import (
 )
 from etcd_rendezvous._connect import choose
 from etcd_rendezvous._errors import EtcdConnectionError, EtcdError
+from etcd_rendezvous._failover import FAILED_OVER
 from etcd_rendezvous._log import log
 from etcd_rendezvous._params import Endpoint, Settings
 from etcd_rendezvous._v3.client import EtcdClient
@@ -161,7 +162,10 @@ class _Kept(logging.Handler):
         self.said: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
+        said = record.getMessage()
+        # A member that fails has lines of its own.
+        if not said.startswith(FAILED_OVER):
+            self.said.append(said)
 
 
 @contextmanager

@@ -141,8 +141,8 @@ class Closer:
                     log.debug("The closer's watch broke: %s", error)
                     self._node.pause(retry.pause_seconds(min(failures, 4)))
                     failures += 1
-        except Exception:  # noqa: BLE001 - the run must not be left without a closer
-            log.exception("The closer of '%s' ends.", self._node.run_id)
+        except Exception:  # the run must not be left without a closer
+            self._node.log.exception("The closer of '%s' ends.", self._node.run_id)
             self._stopped = True
             self._goes_on()
             self._resign()

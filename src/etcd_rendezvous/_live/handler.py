@@ -32,6 +32,7 @@ from torch.distributed.elastic.rendezvous import (
 from .._backend import CONNECTION_FAILED
 from .._errors import EtcdError
 from .._log import log
+from .._metrics import Metrics
 from .._signals import heeding_sigterm, signalled
 from .._v3.client import EtcdClient
 from .node import (
@@ -138,6 +139,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
             restart=settings.on_node_loss == "restart",
             on_beat=partial(_call, weakref.WeakMethod(self._record_beat)),
         )
+        self._metrics = Metrics(failovers=lambda: client.failovers)
         self._server: Any = None
         # Whether this handler has closed the run, and not joined it since.
         self._is_shut = False
@@ -204,7 +206,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         try:
             listening = _listen()
             try:
-                with heeding_sigterm():
+                with self._metrics.of_joining(), heeding_sigterm():
                     seat = self._join(listening.getsockname()[1])
                     try:
                         self._serve(seat, listening)
@@ -219,6 +221,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         finally:
             del last_server
         number, last = seat.round.number, seat.round
+        self._metrics.put_nodes(len(last.members))
         self._record(
             "next_rendezvous",
             f"The node '{self._this_node}' has joined round {number} of the rendezvous "
@@ -324,7 +327,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         try:
             self._node.close(self._settings.close_timeout)
         except EtcdError as error:
-            log.warning(
+            self._node.log.warning(
                 "The rendezvous '%s' could not be closed: %s", self._run_id, error
             )
             raise RendezvousConnectionError(CONNECTION_FAILED) from error
@@ -398,16 +401,19 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         """
         Record an event as torch's handler does.
         """
-        construct_and_record_rdzv_event(
-            name=f"{type(self).__name__}.{where}",
-            run_id=self._run_id,
-            message=message,
-            node_state=node_state,
-            hostname=self._about.address,
-            pid=self._about.pid,
-            local_id=self._about.slot,
-            rank=rank,
-        )
+        try:
+            construct_and_record_rdzv_event(
+                name=f"{type(self).__name__}.{where}",
+                run_id=self._run_id,
+                message=message,
+                node_state=node_state,
+                hostname=self._about.address,
+                pid=self._about.pid,
+                local_id=self._about.slot,
+                rank=rank,
+            )
+        except Exception as error:  # noqa: BLE001 - of a recorder anything may come
+            log.debug("An event was not recorded: %r", error)
 
 
 def _call(method: weakref.WeakMethod[Callable[..., None]], *args: Any) -> None:

@@ -20,6 +20,7 @@ import urllib3
 
 import etcd
 
+from .._clocks import ClockWatch
 from .._credentials import LEAST_SECRET, PASSWORD_VARIABLE, USER_VARIABLE
 from .._errors import EtcdReplyError
 from .._failover import Answer, Failover, Trouble
@@ -84,11 +85,19 @@ class _Sender(etcd.Client):
     """
 
     def __init__(
-        self, like: etcd.Client, http: Any, base_uri: str, timeout: float
+        self,
+        like: etcd.Client,
+        http: Any,
+        endpoint: Endpoint,
+        timeout: float,
+        clocks: ClockWatch | None,
     ) -> None:
         self.__dict__.update(like.__dict__)
         self.http = http
-        self._base_uri = base_uri
+        self._endpoint = endpoint
+        self._clocks = clocks
+        self._sending = clocks.begin() if clocks is not None else None
+        self._base_uri = str(endpoint)
         # Whether etcd lost its data is told by its index; a new cluster on the old
         # port is one to talk to.
         self.expected_cluster_id = None
@@ -102,6 +111,15 @@ class _Sender(etcd.Client):
         if not (self.username and self.password):
             return {}
         return {"authorization": f"Basic {_pair(self)}"}
+
+    def _handle_server_response(self, response: Any) -> Any:
+        """
+        Look at when the reply was made; python-etcd hands on no headers.
+        """
+        if self._sending is not None and self._clocks is not None:
+            date = response.headers.get("Date")
+            self._clocks.look(self._endpoint, date, self._sending)
+        return super()._handle_server_response(response)
 
     def __del__(self) -> None:
         """
@@ -157,6 +175,15 @@ class Requests:
         uris = [client.base_uri, *client._machines_cache]  # noqa: SLF001
         self._failover = Failover([_endpoint(uri) for uri in dict.fromkeys(uris)])
         self._index = 0
+        #: What compares our clock with those of who answers; None for nothing.
+        self.clocks: ClockWatch | None = None
+
+    @property
+    def failovers(self) -> int:
+        """
+        How often operations have gone from one endpoint to another.
+        """
+        return self._failover.moves
 
     @property
     def read_timeout(self) -> float:
@@ -302,7 +329,7 @@ class Requests:
         except (etcd.EtcdWatchTimedOut, etcd.EtcdEventIndexCleared):
             return None
         except etcd.EtcdException:
-            self._failover.move_on(endpoint)
+            self._failover.move_on(endpoint, "a long poll broke")
             time.sleep(min(_POLL_PAUSE_SECONDS, max(seconds, 0.0)))
             return None
 
@@ -386,7 +413,9 @@ class Requests:
             # The parent's connections stay the parent's.
             connections = self._connections = _Connections(self._client)
         with connections.usage.one_more():
-            yield _Sender(self._client, connections.http, str(endpoint), timeout)
+            yield _Sender(
+                self._client, connections.http, endpoint, timeout, self.clocks
+            )
 
 
 def _trouble_of_answer(error: etcd.EtcdException, client: etcd.Client) -> Trouble:

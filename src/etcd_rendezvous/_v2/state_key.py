@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import etcd
 
+from .._clocks import ClockWatch
 from .._kv import Look, Queued, Swap
 from .requests import STORE_PATH, Requests, name_in, run_of
 from .swap import swap
@@ -41,6 +42,25 @@ class V2StateKey:
         The client's ``read_timeout``; where it has none, a minute.
         """
         return self._requests.read_timeout
+
+    @property
+    def failovers(self) -> int:
+        """
+        See ``StateKey``.
+        """
+        return self._requests.failovers
+
+    def watch_clocks(self, clocks: ClockWatch) -> None:
+        """
+        See ``StateKey``.
+        """
+        self._requests.clocks = clocks
+
+    def lookout(self, key: str, interval: float) -> None:
+        """
+        See ``StateKey``. v2 keeps its data in memory, and has no quota.
+        """
+        return
 
     def state_key(self, key_prefix: str | None, run_id: str) -> str:
         """

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
+from .._clocks import ClockWatch
 from .._credentials import credentials_of
 from .._errors import EtcdProtocolError, EtcdReplyError
 from .._failover import Answer
@@ -144,6 +145,22 @@ class EtcdClient:
         The seconds for one operation, all its attempts together.
         """
         return self._read_timeout
+
+    @property
+    def failovers(self) -> int:
+        """
+        How often this process' operations have gone from one endpoint to another.
+        """
+        return self._transport.failover.moves
+
+    def watch_clocks(self, clocks: ClockWatch) -> None:
+        """
+        Compare this machine's clock with those of who answers, now and then.
+
+        Args:
+            clocks: What does so.
+        """
+        self._transport.clocks = clocks
 
     def patiently(self) -> EtcdClient:
         """

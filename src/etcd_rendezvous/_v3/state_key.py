@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from .._clocks import ClockWatch
 from .._errors import (
     EtcdConnectionError,
     EtcdOutcomeUnknownError,
     EtcdReplyError,
 )
 from .._kv import Look, Queued, Stored, Swap
+from .._lookout import Lookout
 from . import retry, wire
 from .client import EtcdClient, LeaseNotFoundError
 from .lease import Lease
@@ -110,6 +112,25 @@ class V3StateKey:
         The client's ``read_timeout``.
         """
         return self._client.read_timeout
+
+    @property
+    def failovers(self) -> int:
+        """
+        See ``StateKey``.
+        """
+        return self._client.failovers
+
+    def watch_clocks(self, clocks: ClockWatch) -> None:
+        """
+        See ``StateKey``.
+        """
+        self._client.watch_clocks(clocks)
+
+    def lookout(self, key: str, interval: float) -> Lookout:
+        """
+        See ``StateKey``.
+        """
+        return Lookout(self._client, key, interval)
 
     def state_key(self, key_prefix: str | None, run_id: str) -> str:
         """

@@ -23,6 +23,7 @@ from typing import Any, Final
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from .._clocks import ClockWatch
 from .._credentials import Credentials
 from .._errors import EtcdConnectionError
 from .._failover import Answer, Failover, Trouble
@@ -30,10 +31,15 @@ from .._params import Endpoint, TlsFiles
 from .._pools import CONNECTIONS_PER_POOL, Count, Usage, counted, new_pool
 from . import retry, wire
 from .auth import Authenticator
-from .connection import QuickHTTPConnection, QuickHTTPSConnection, Stream
+from .connection import QuickHTTPConnection, QuickHTTPSConnection, Reply, Stream
 from .scheme import alert_of, speaks_the_other
 
-__all__ = ["UNRESOLVED", "Transport", "trouble_of_exception"]
+__all__ = [
+    "UNRESOLVED",
+    "InterruptedStreamError",
+    "Transport",
+    "trouble_of_exception",
+]
 
 UNRESOLVED: Final = "its host name can't be resolved"
 
@@ -57,6 +63,12 @@ _GATEWAYS_OWN_TLS: Final = "remote error: tls: "
 _COMMON_NAME: Final = "CommonName of client sending a request against gateway"
 _TLS_ALERT: Final = "\x15\x03"
 _MATCHED_NO_API: Final = frozenset({5, 12})  # gRPC: not found, unimplemented
+
+
+class InterruptedStreamError(EtcdConnectionError):
+    """
+    Raised to whoever reads a stream that was interrupted on purpose.
+    """
 
 
 class _Pools:
@@ -97,6 +109,8 @@ class Transport:
         self._connect_timeout = connect_timeout
         self._pools = _Pools()
         self._made = Count()
+        #: What compares our clock with those of who answers; None for nothing.
+        self.clocks: ClockWatch | None = None
         #: Whether it was closed, and not used since.
         self.closed = False
 
@@ -164,6 +178,8 @@ class Transport:
         Send one request, once.
         """
         pools = self._own_pools()
+        clocks = self.clocks
+        sending = clocks.begin() if clocks is not None else None
         try:
             with pools.usage.one_more():
                 response = self._pool(pools, endpoint).urlopen(
@@ -178,6 +194,8 @@ class Transport:
         except (HTTPError, OSError) as error:
             return self._trouble(endpoint, error, limit)
         self.failover.answered.add(endpoint)
+        if sending is not None and clocks is not None and isinstance(response, Reply):
+            clocks.look(endpoint, response.date, sending)
         return _read_reply(response.status, response.data)
 
     @contextmanager
@@ -239,15 +257,18 @@ class Transport:
                     or Trouble(retry.Failure.AMBIGUOUS, "its answer is no stream")
                 )
                 if trouble.failure is not retry.Failure.FINAL:
-                    self.failover.move_on(endpoint)
+                    self.failover.move_on(endpoint, trouble.reason)
                 raise self.failover.error(
                     trouble, endpoint, what, 1, started
                 ) from trouble.cause
             try:
                 yield response, endpoint
+            except InterruptedStreamError:
+                self.failover.move_on(endpoint)
+                raise
             except EtcdConnectionError:
                 # It broke: whoever watches again does so elsewhere.
-                self.failover.move_on(endpoint)
+                self.failover.move_on(endpoint, "a watch broke")
                 raise
         finally:
             if response is not None:
