@@ -28,7 +28,7 @@ from ._kv import StateKey, Stored, Swap, state_key
 from ._limits import concerns_size, is_near, near_in_words, refuse_over
 from ._locks import held
 from ._log import SlowBeat, log
-from ._params import DEFAULT_CLOSED_TTL, DEFAULT_REQUEST_LIMIT, DEFAULT_STATE_TTL
+from ._settings import DEFAULT_CLOSED_TTL, DEFAULT_REQUEST_LIMIT, DEFAULT_STATE_TTL
 from ._state import count_nodes, is_closed
 
 if TYPE_CHECKING:

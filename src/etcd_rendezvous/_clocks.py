@@ -14,7 +14,7 @@ from email.utils import mktime_tz, parsedate_tz
 from typing import Final, NamedTuple
 
 from ._log import SlowBeat
-from ._params import Endpoint
+from ._settings import Endpoint
 
 __all__ = ["ClockWatch", "Sending", "seconds_ahead"]
 

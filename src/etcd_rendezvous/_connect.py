@@ -18,8 +18,8 @@ from ._errors import (
     EtcdReplyError,
 )
 from ._log import SlowBeat, log
-from ._params import Settings, parse_endpoints
 from ._requirements import require_python_etcd
+from ._settings import Settings, parse_endpoints
 from ._v3.client import EtcdClient
 from ._v3.state_key import key_of_state
 

@@ -25,7 +25,7 @@ from ._live.handler import EtcdLiveRendezvousHandler
 from ._live.settings import parse_live_settings
 from ._live.store import AgentStore
 from ._log import log
-from ._params import HANDLER_SETTINGS, Settings, parse_settings
+from ._settings import HANDLER_SETTINGS, Settings, parse_settings
 from ._store import EtcdStore
 from ._v3.state_key import key_of_state
 

@@ -20,7 +20,7 @@ from ._errors import (
 )
 from ._limits import remedy_of
 from ._log import SlowBeat
-from ._params import Endpoint
+from ._settings import Endpoint
 from ._v3 import retry
 
 __all__ = ["FAILED_OVER", "Answer", "Failover", "Trouble"]

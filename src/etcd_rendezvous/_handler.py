@@ -37,7 +37,7 @@ from ._guard import GuardedBackend
 from ._log import BEAT_SECONDS, SlowBeat, SlowLog, log
 from ._metrics import Metrics
 from ._outages import Outages, absence, is_hopeless, listed
-from ._params import HANDLER_SETTINGS
+from ._settings import HANDLER_SETTINGS
 from ._signals import signalled
 from ._space import Growth
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from ._errors import EtcdSettingError
-from ._params import DEFAULT_STORE_TTL, DEFAULT_STORE_TTL_V2
+from ._settings import DEFAULT_STORE_TTL, DEFAULT_STORE_TTL_V2
 
 if TYPE_CHECKING:
     from ._clocks import ClockWatch

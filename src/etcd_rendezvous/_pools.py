@@ -12,7 +12,7 @@ from typing import Final
 
 import urllib3
 
-from ._params import Endpoint, TlsFiles
+from ._settings import Endpoint, TlsFiles
 
 __all__ = ["CONNECTIONS_PER_POOL", "Count", "Usage", "counted", "new_pool"]
 

@@ -13,7 +13,7 @@ import shlex
 
 import pytest
 
-from etcd_rendezvous._params import parse_settings
+from etcd_rendezvous._settings import parse_settings
 from support.account import ACCOUNT, fate_of
 from support.pages import PAGES, ROOT, block, blocks
 

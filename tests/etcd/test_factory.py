@@ -234,7 +234,7 @@ def test_torchs_defaults(newest_v3, run_id, monkeypatch):
     """
     assert torchs_module.EtcdRendezvousBackend._DEFAULT_TTL == 7200
     monkeypatch.setattr(
-        "etcd_rendezvous._params.DEFAULT_PORT", newest_v3.server.get_port()
+        "etcd_rendezvous._settings.DEFAULT_PORT", newest_v3.server.get_port()
     )
     for endpoint in ("", "localhost", "127.0.0.1"):
         backend, store = create_backend(parameters("etcd-v3", endpoint, run_id))
@@ -888,7 +888,7 @@ def test_create_backend_starts_no_etcd(embedded, run_id, monkeypatch):
     """
     with refused_endpoint() as endpoint:
         port = int(endpoint.rsplit(":", 1)[1])
-        monkeypatch.setattr("etcd_rendezvous._params.DEFAULT_PORT", port)
+        monkeypatch.setattr("etcd_rendezvous._settings.DEFAULT_PORT", port)
         cause, _ = refused(parameters("etcd-v3", "", run_id, most=1))
 
     assert f"localhost:{port}" in str(cause)

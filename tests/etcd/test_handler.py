@@ -32,7 +32,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (  # noqa: E
 from etcd_rendezvous import _handler as handler_module  # noqa: E402
 from etcd_rendezvous import create_backend, create_handler  # noqa: E402
 from etcd_rendezvous._handler import settings_of_torch  # noqa: E402
-from etcd_rendezvous._params import HANDLER_SETTINGS  # noqa: E402
+from etcd_rendezvous._settings import HANDLER_SETTINGS  # noqa: E402
 
 
 def parameters(endpoint, run_id, *, least=1, most=2, addr=None, **config):

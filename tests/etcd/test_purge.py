@@ -169,8 +169,8 @@ def test_a_node_that_comes_meanwhile(newest_v3, prefix):
     """
     A run that changes between the look and the deletion stays as it is.
     """
-    from etcd_rendezvous._params import parse_settings
     from etcd_rendezvous._runs.find import Finder
+    from etcd_rendezvous._settings import parse_settings
 
     settings = parse_settings(
         newest_v3.endpoint, {"key_prefix": prefix}, startup_timeout=0

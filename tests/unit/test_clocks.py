@@ -13,7 +13,7 @@ from email.utils import formatdate
 import pytest
 
 from etcd_rendezvous._clocks import ClockWatch, Sending, seconds_ahead
-from etcd_rendezvous._params import Endpoint
+from etcd_rendezvous._settings import Endpoint
 from support.clock import Clock
 
 WHERE = Endpoint("http", "etcd0", 2379)

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 import etcd_rendezvous
-from etcd_rendezvous import _params
+from etcd_rendezvous import _settings
 from etcd_rendezvous._errors import EtcdSettingError
 from etcd_rendezvous._live import closer, records
 from etcd_rendezvous._live import node as live_node
 from etcd_rendezvous._live.rounds import rank_key
 from etcd_rendezvous._live.settings import LiveSettings, parse_live_settings
-from etcd_rendezvous._params import parse_settings
 from etcd_rendezvous._runs.report import SCHEMA, Phase
+from etcd_rendezvous._settings import parse_settings
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -254,16 +254,16 @@ def test_settings_table_is_complete():
     assert {6} == {len(row) for row in rows}
     assert len(rows) == len({row[0] for row in rows})
     # The one that takes over torch's name stands there, too.
-    assert _params._OUR_SETTINGS == set(parsed_rows()) - {"etcd-v2"}
-    assert _params._ALIASES == {
+    assert _settings._OUR_SETTINGS == set(parsed_rows()) - {"etcd-v2"}
+    assert _settings._ALIASES == {
         names_in(row[0])[0]: names_in(row[5])[0] for row in aliases
     }
-    assert _params.HANDLER_SETTINGS == names("torch's handler")
-    assert _params._LIVE_SETTINGS == names("`etcd-live`")
-    assert _params._LAUNCHER_SETTINGS == names("the launcher")
-    assert _params._C10D_SETTINGS == names("c10d")
+    assert _settings.HANDLER_SETTINGS == names("torch's handler")
+    assert _settings._LIVE_SETTINGS == names("`etcd-live`")
+    assert _settings._LAUNCHER_SETTINGS == names("the launcher")
+    assert _settings._C10D_SETTINGS == names("c10d")
     assert "docs/settings.md" in read(README)
-    assert _params._NOT_OF_LIVE == {
+    assert _settings._NOT_OF_LIVE == {
         name
         for row in rows
         for name in names_in(row[0])
@@ -277,7 +277,7 @@ def test_refused_settings_are_listed():
     """
     line = re.search(r"^- (`password`.*):", read(SETTINGS), re.MULTILINE)[1]
 
-    assert _params._SECRETS == set(names_in(line))
+    assert _settings._SECRETS == set(names_in(line))
     for name in names_in(line):
         with pytest.raises(EtcdSettingError, match="refused"):
             parse_settings(None, {name: "x"}, startup_timeout=0)
@@ -303,8 +303,8 @@ def test_defaults():
         "ttl": [str(parsed.ttl)],
         "closed_ttl": [str(parsed.closed_ttl)],
         "store_ttl": [
-            str(_params.DEFAULT_STORE_TTL),
-            str(_params.DEFAULT_STORE_TTL_V2),
+            str(_settings.DEFAULT_STORE_TTL),
+            str(_settings.DEFAULT_STORE_TTL_V2),
         ],
         "request_limit": [str(parsed.request_limit)],
     }

@@ -22,7 +22,7 @@ from etcd_rendezvous._errors import (
     EtcdReplyError,
 )
 from etcd_rendezvous._failover import Failover, Trouble
-from etcd_rendezvous._params import Endpoint
+from etcd_rendezvous._settings import Endpoint
 from etcd_rendezvous._v3 import retry
 from etcd_rendezvous._v3.retry import Failure, Step
 from support.lines import Lines

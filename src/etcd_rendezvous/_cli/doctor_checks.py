@@ -34,7 +34,7 @@ from etcd_rendezvous._connect import choose
 from etcd_rendezvous._errors import EtcdConnectionError, EtcdError
 from etcd_rendezvous._failover import FAILED_OVER
 from etcd_rendezvous._log import log
-from etcd_rendezvous._params import Endpoint, Settings
+from etcd_rendezvous._settings import Endpoint, Settings
 from etcd_rendezvous._v3.client import EtcdClient
 from etcd_rendezvous._v3.state_key import key_of_state
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from etcd_rendezvous._connect import LIVE_NAMES, TORCH_NAME, V3_NAMES
 from etcd_rendezvous._errors import EtcdAuthError, EtcdError
-from etcd_rendezvous._params import DEFAULT_REQUEST_LIMIT
+from etcd_rendezvous._settings import DEFAULT_REQUEST_LIMIT
 
 __all__ = [
     "METRICS",

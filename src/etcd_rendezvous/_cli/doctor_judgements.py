@@ -32,7 +32,7 @@ from etcd_rendezvous._errors import (
     EtcdReplyError,
 )
 from etcd_rendezvous._v3 import retry
-from etcd_rendezvous._v3.transport import UNRESOLVED
+from etcd_rendezvous._v3.error_texts import UNRESOLVED
 
 __all__ = [
     "judge_backend",

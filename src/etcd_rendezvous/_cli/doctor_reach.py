@@ -18,8 +18,8 @@ from urllib3.exceptions import HTTPError
 
 from etcd_rendezvous._cli.background import Later
 from etcd_rendezvous._cli.doctor_facts import Clock, Page, Tls
-from etcd_rendezvous._params import Endpoint, TlsFiles
 from etcd_rendezvous._pools import new_pool
+from etcd_rendezvous._settings import Endpoint, TlsFiles
 
 __all__ = ["Pages", "clock_of", "connect", "metrics_in", "resolve"]
 

@@ -22,7 +22,7 @@ from etcd_rendezvous._cli.doctor_facts import (
 from etcd_rendezvous._cli.doctor_reach import Pages, connect, metrics_in, resolve
 from etcd_rendezvous._connect import client_of
 from etcd_rendezvous._errors import EtcdError, EtcdProtocolError, EtcdReplyError
-from etcd_rendezvous._params import Endpoint, Settings
+from etcd_rendezvous._settings import Endpoint, Settings
 from etcd_rendezvous._v3.client import EtcdClient, is_of_v2
 from etcd_rendezvous._v3.scheme import speaks_the_other
 

@@ -14,7 +14,7 @@ from typing import Final
 from etcd_rendezvous._cli.doctor_facts import History, Job, Look
 from etcd_rendezvous._cli.doctor_findings import Finding, fail, good, unknown, warn
 from etcd_rendezvous._limits import remedy_of
-from etcd_rendezvous._params import DEFAULT_REQUEST_LIMIT
+from etcd_rendezvous._settings import DEFAULT_REQUEST_LIMIT
 
 __all__ = [
     "bytes_of_request",

@@ -15,7 +15,7 @@ import click
 from etcd_rendezvous._connect import AUTO_NAMES, LIVE_NAMES, TORCH_NAME, V3_NAMES
 from etcd_rendezvous._errors import EtcdSettingError
 from etcd_rendezvous._live.settings import parse_live_settings
-from etcd_rendezvous._params import Settings, parse_settings, whole_number
+from etcd_rendezvous._settings import Settings, parse_settings, whole_number
 
 __all__ = ["NORMALIZED", "Target", "target_options"]
 

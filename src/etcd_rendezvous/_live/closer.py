@@ -25,7 +25,7 @@ from .rounds import Action, Decision, Roster, decide, progress, with_names
 from .watching import has_missed, move
 
 if TYPE_CHECKING:
-    from .._params import Endpoint
+    from .._settings import Endpoint
     from .._v3.watch import Watch
     from .node import LiveNode
     from .view import View

@@ -11,8 +11,8 @@ from typing import Any
 
 from .._connect import TORCH_NAME, V3_NAMES, client_of
 from .._errors import EtcdError, EtcdProtocolError, EtcdSettingError
-from .._params import Settings
 from .._requirements import require_python_etcd
+from .._settings import Settings
 from .in_v3 import read_run, run_ids
 from .removal import RemovalV2, RemovalV3
 from .report import Report, Run

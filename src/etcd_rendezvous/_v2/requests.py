@@ -21,20 +21,18 @@ import urllib3
 import etcd
 
 from .._clocks import ClockWatch
-from .._credentials import LEAST_SECRET, PASSWORD_VARIABLE, USER_VARIABLE
 from .._errors import EtcdReplyError
 from .._failover import Answer, Failover, Trouble
 from .._kv import Look, Stored
-from .._params import Endpoint, Settings
 from .._pools import CONNECTIONS_PER_POOL, Usage
-from .._v3 import retry
-from .._v3.transport import trouble_of_exception
+from .._settings import Endpoint, Settings
+from .._v3.error_texts import trouble_of_exception
+from .error_texts import basic, is_of_v2, no_v2, trouble_of_answer
 
 __all__ = [
     "STORE_PATH",
     "Requests",
     "encode_name",
-    "is_of_v2",
     "make_client",
     "name_in",
     "run_of",
@@ -42,8 +40,6 @@ __all__ = [
 
 # torch's
 STORE_PATH: Final = "/torch/elastic/store"
-# v2's own: it does not say whether user, password or right is what is missing.
-_UNAUTHORIZED: Final = 110
 
 _LONGEST_POLL_SECONDS: Final = 15.0
 _POLL_PAUSE_SECONDS: Final = 0.1
@@ -110,7 +106,7 @@ class _Sender(etcd.Client):
         """
         if not (self.username and self.password):
             return {}
-        return {"authorization": f"Basic {_pair(self)}"}
+        return {"authorization": f"Basic {basic(self)}"}
 
     def _handle_server_response(self, response: Any) -> Any:
         """
@@ -368,11 +364,11 @@ class Requests:
             ) as error:
                 return _Said(error)
             except etcd.EtcdKeyNotFound as error:
-                return _Said(error) if is_of_v2(error) else _no_v2(error)
+                return _Said(error) if is_of_v2(error) else no_v2(error)
             except etcd.EtcdConnectionFailed as error:
                 return trouble_of_exception(error.cause or error)
             except etcd.EtcdException as error:
-                return _trouble_of_answer(error, self._client)
+                return trouble_of_answer(error, self._client)
 
         answer = self._failover.run(
             attempt,
@@ -416,79 +412,6 @@ class Requests:
             yield _Sender(
                 self._client, connections.http, endpoint, timeout, self.clocks
             )
-
-
-def _trouble_of_answer(error: etcd.EtcdException, client: etcd.Client) -> Trouble:
-    user = client.username
-    payload = error.payload if isinstance(error.payload, dict) else {}
-    if payload.get("errorCode") == _UNAUTHORIZED:
-        reason = (
-            f"etcd's v2 does not let the user '{user}' do this: the password is "
-            "another one, or no role of theirs has the right to this key"
-            if user
-            else "etcd's v2 wants a user and a password; set "
-            f"{USER_VARIABLE} and {PASSWORD_VARIABLE}"
-        )
-        return Trouble(retry.Failure.FINAL, reason, error, code=retry.UNAUTHENTICATED)
-    text = str(payload.get("cause") or payload.get("message") or error)
-    shown = _without_password(text, client)
-    # What repeats the password is not to be shown, nor handed on.
-    cause = error if shown == text else None
-    text = " ".join(shown.split())[:200]
-    if "HTTP request to an HTTPS server" in text:
-        return Trouble(
-            retry.Failure.FINAL,
-            "it speaks TLS; use protocol=https",
-            cause,
-            not_etcd=True,
-        )
-    # A reply without a body: so ends the long poll of an etcd that is going down.
-    if getattr(error.__context__, "doc", None) == "":
-        return Trouble(retry.Failure.AMBIGUOUS, "the reply was empty", cause)
-    no_json = "JSON" in str(error) or payload.get("message") == "Bad response"
-    if "errorCode" not in payload and "404 page not found" in text:
-        return _no_v2(error)
-    if "errorCode" not in payload and no_json:
-        return Trouble(
-            retry.Failure.FINAL,
-            f"something answered that is not etcd ({text})",
-            cause,
-            not_etcd=True,
-        )
-    return Trouble(retry.failure_of_reply(2, text), text, cause)
-
-
-def _without_password(text: str, client: etcd.Client) -> str:
-    """
-    Return what a server says without the password, plain or as it is sent.
-    """
-    if client.password:
-        text = text.replace(_pair(client), "***")
-        if len(client.password) >= LEAST_SECRET:
-            text = text.replace(client.password, "***")
-    return text
-
-
-def _pair(client: etcd.Client) -> str:
-    return b64encode(f"{client.username}:{client.password}".encode()).decode()
-
-
-def is_of_v2(error: etcd.EtcdException) -> bool:
-    """
-    Say whether it is v2's own word; python-etcd's "key not found" may be a page's.
-    """
-    return isinstance(error.payload, dict) and "errorCode" in error.payload
-
-
-def _no_v2(error: etcd.EtcdException) -> Trouble:
-    return Trouble(
-        retry.Failure.FINAL,
-        "it answers, but does not serve etcd's v2 API: etcd up to 3.5 does with "
-        "--enable-v2, later ones no longer do; use the backend etcd-v3",
-        error,
-        not_etcd=True,
-        api_missing=True,
-    )
 
 
 def _index_of(error: Exception) -> int:

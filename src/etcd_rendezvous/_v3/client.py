@@ -17,7 +17,7 @@ from .._clocks import ClockWatch
 from .._credentials import credentials_of
 from .._errors import EtcdProtocolError, EtcdReplyError
 from .._failover import Answer
-from .._params import (
+from .._settings import (
     DEFAULT_CONNECT_TIMEOUT,
     DEFAULT_READ_TIMEOUT,
     Endpoint,

@@ -18,7 +18,7 @@ from typing import Any, Final
 from urllib3.exceptions import HTTPError
 
 from .._errors import EtcdConnectionError, EtcdError, EtcdReplyError
-from .._params import Endpoint
+from .._settings import Endpoint
 from . import retry, wire
 from .connection import Stream
 from .transport import InterruptedStreamError, Transport
