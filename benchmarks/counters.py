@@ -8,18 +8,12 @@ threads in eight processes. The ways take turns.
 - *swap*: read, then compare and swap, until nobody else was quicker.
 - *children*: a key of its own for each add; the sum is how many there are.
 - *version*: ``EtcdStore.add``: etcd counts the writes of the key itself.
-
-    python -m benchmarks.counters --clients 64 256 --runs 5
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
-import statistics
-import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etcd_rendezvous import EtcdClient, EtcdServer
@@ -27,6 +21,8 @@ from etcd_rendezvous._v3 import wire
 from etcd_rendezvous._v3.store_keys import V3StoreKeys
 
 from .clients import run_at_once
+from .figures import COUNT, Figure
+from .names import SWAP, VERSION, WAYS
 
 PRELOAD = "etcd_rendezvous._v3.store_keys"
 
@@ -59,49 +55,47 @@ def children(client: EtcdClient, key: bytes) -> int:
     return reply.ranges[0].count
 
 
-WAYS = ("swap", "children", "version")
-
-
 def _adder(way: str, client: EtcdClient, key: bytes) -> Callable[[], int]:
     """
     Return what adds 1, ready to go: connected, and with a lease where it needs one.
     """
     client.version()
-    if way == "version":
+    if way == VERSION:
         keys = V3StoreKeys(client, f"{key.decode()}/", 60)
         keys.put_many([(b"ready", b"")], 60.0)
         return lambda: keys.add(b"n", 1, 60.0)
-    count = swap if way == "swap" else children
+    count = swap if way == SWAP else children
     return lambda: count(client, key)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
-    parser.add_argument("--clients", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--binary", help="the etcd to measure with")
-    options = parser.parse_args()
-    with EtcdServer(binary=options.binary) as server:
-        print(f"etcd {server.version}; medians of {options.runs} interleaved runs")
-        for clients in options.clients:
-            _compare(server.get_endpoint(), clients, options.runs)
-    return 0
+def counters(
+    binary: str | None,
+    adders: Sequence[int],
+    runs: int,
+    told: Callable[[str], None],
+) -> list[Figure]:
+    """
+    Measure the three ways.
 
-
-def _compare(endpoint: str, clients: int, runs: int) -> None:
-    times = collections.defaultdict(list)
-    asked = collections.defaultdict(list)
-    for _ in range(runs):
-        for way in WAYS:
-            seconds, requests = _add_at_once(way, endpoint, clients)
-            times[way].append(seconds)
-            asked[way].append(requests / clients)
-    for way in WAYS:
-        print(
-            f"{clients:4} adders  {way:9} {statistics.median(times[way]):6.2f} s  "
-            f"{statistics.median(asked[way]):6.1f} transactions an add",
-            flush=True,
-        )
+    Args:
+        binary: The etcd.
+        adders: How many add at once.
+        runs: How often.
+        told: Is called with what is being done.
+    """
+    figures = []
+    with EtcdServer(binary=binary) as server:
+        for clients in adders:
+            told(f"{clients} adders")
+            row = [Figure(COUNT, way, clients) for way in WAYS]
+            figures += row
+            for _ in range(runs):
+                for figure in row:
+                    seconds, asked = _add_at_once(
+                        figure.backend, server.get_endpoint(), clients
+                    )
+                    figure.add(seconds=seconds, requests=asked / clients)
+    return figures
 
 
 def _add_at_once(way: str, endpoint: str, clients: int) -> tuple[float, int]:
@@ -142,7 +136,3 @@ class _Counted(EtcdClient):
     def txn(self, *args: Any, **kwargs: Any) -> wire.TxnReply:
         self.sent[0] += 1
         return super().txn(*args, **kwargs)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,8 @@ from etcd_rendezvous import EtcdCluster, EtcdServer
 
 from .clients import Crowd
 from .figures import CLOSERS_DEATH, DEATH, LATE, LEADER, Figure
-from .handlers import LIVE, Member, Place, crowd, is_round, join, leave, place
+from .handlers import Member, Place, crowd, is_round, join, leave, place
+from .names import LIVE
 
 LATE_AFTER = 16
 MORTALS = 4
@@ -61,6 +62,7 @@ def _late_node(where: Place, figure: Figure) -> None:
         if outcome.all_done:
             figure.add(seconds=max(noticed) - came[0])
         else:
+            figure.add(seconds=None)
             figure.unfinished = _JOIN_SECONDS / 2
         _end(members, figure)
 
@@ -145,6 +147,7 @@ def _death(server: EtcdServer, figure: Figure) -> None:
         if outcome.all_done:
             figure.add(seconds=max(outcome.results) - killed_at)
         else:
+            figure.add(seconds=None)
             figure.unfinished = limit
         _end(members, figure, survivors)
 
@@ -189,6 +192,7 @@ def _election(cluster: EtcdCluster, figure: Figure) -> None:
             ends = [one.started_at + one.seconds for one in outcomes]
             figure.add(seconds=max(ends) - killed_at)
         else:
+            figure.add(seconds=None)
             figure.unfinished = _JOIN_SECONDS
         _end(members, figure)
 
@@ -196,6 +200,7 @@ def _election(cluster: EtcdCluster, figure: Figure) -> None:
 def _met(members: Crowd, figure: Figure, numbers: Iterable[int]) -> bool:
     outcome = members.do(join, limit=_JOIN_SECONDS, ranks=numbers)
     if not is_round(outcome.results, outcome.clients):
+        figure.add(seconds=None)
         figure.unfinished = _JOIN_SECONDS
         figure.failure = next(iter(outcome.failures), "they have not met")
         return False

@@ -1,48 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """
-Figures, as they are kept in a file and shown as tables.
+Figures, as they are kept in a file.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+# What is measured: the names of figures, or what they begin with.
+GOES_ON = "goes on: "
 JOIN, REJOIN = "join", "re-join"
 LATE, DEATH, CLOSERS_DEATH = "late node", "node killed", "closer killed"
 LEADER = "leader killed"
 IDLE, IDLE_AGENT, IDLE_CLOSER = "idle", "idle agent", "idle closer"
+STORE, STORE_GROWS, STORE_AT_ONCE = "store: ", "store grows: ", "store at once: "
+COUNT = "count"
 
-TITLES = {
-    JOIN: "All join at once",
-    REJOIN: "All re-join, as after a worker's failure",
-    LATE: "Until all members know that a late node waits",
-    DEATH: "Until all survivors know that a node was killed (SIGKILL)",
-    CLOSERS_DEATH: "The same, where the killed node was the closer",
-    LEADER: "Until all have joined although the leader of three etcds was killed",
-    IDLE: "Idle, a minute",
-    IDLE_AGENT: "What an idle agent has and does in a minute",
-    IDLE_CLOSER: "The same of the one that is the closer",
-}
-# What is measured, the unit that it is shown in, and how.
-_COLUMNS = {
-    "seconds": ("s", "{:.3f}"),
-    "requests": ("requests/node", "{:.2f}"),
-    "sent": ("sent/node, kB", "{:.1f}"),
-    "received": ("received/node, kB", "{:.1f}"),
-    "client_cpu": ("clients' CPU, s", "{:.3f}"),
-    "server_cpu": ("server's CPU, s", "{:.3f}"),
-    "revisions": ("revisions", "{:.0f}"),
-    "threads": ("threads", "{:.0f}"),
-    "sockets": ("sockets", "{:.0f}"),
-}
-_IN_KB = frozenset({"sent", "received"})
+# Digits that mean something. No machine repeats itself more exactly.
+_DIGITS = 4
 
 
 @dataclass
@@ -53,10 +33,12 @@ class Figure:
     Attributes:
         name: What was measured.
         backend: Whose it is.
-        nodes: How many nodes there were.
+        nodes: How many nodes, clients or keys there were.
         values: What each run has given, by name; bytes, seconds and numbers, of which
-            ``requests``, ``sent`` and ``received`` are a node's. None is not known.
-        unfinished: The seconds that it did not finish within; None if it finished.
+            ``requests``, ``sent`` and ``received`` are a node's. None is not known or,
+            of ``seconds``, not within the limit.
+        unfinished: The seconds that it did not finish within, in one run at least;
+            None if it always finished, or failed.
         failure: What has failed, in words.
         ttl: The seconds that a node lives without a renewal, where that matters.
         watched: The seconds that were looked at, where a rate was measured.
@@ -88,25 +70,54 @@ class Figure:
     @property
     def seconds(self) -> float:
         """
-        The median time, or at least how long it would have taken.
+        The median time; infinite where half of the runs did not finish.
         """
-        median = self.median("seconds")
-        if self.unfinished is not None or median is None:
-            return self.unfinished or float("inf")
-        return median
+        times = self.values.get("seconds", [])
+        if not times or None in times:
+            never = [math.inf if one is None else one for one in times or [None]]
+            return statistics.median_high(never)
+        return self.median("seconds") or 0.0
+
+    @property
+    def finished(self) -> bool:
+        """
+        Whether ``seconds`` is a time.
+        """
+        return math.isfinite(self.seconds)
+
+    @property
+    def middle(self) -> float | None:
+        """
+        The median time, of runs or of single calls; None if it did not finish.
+        """
+        if "p50" in self.values:
+            return self.median("p50")
+        return self.seconds if self.finished else None
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """
+        The least and the most seconds of those that finished; None of a single run.
+        """
+        known = [one for one in self.values.get("seconds", []) if one is not None]
+        return (min(known), max(known)) if len(known) > 1 else None
 
 
 @dataclass
 class Report:
     """
-    All that one run of the benchmark has measured.
+    All that one run of the benchmarks has measured.
 
     Attributes:
-        about: The versions and the machine.
+        about: The machine, the versions and the run.
+        parts: What was measured, to its end.
+        broken: The promises that were not kept, in words.
         figures: The figures.
     """
 
     about: dict[str, str] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
 
     def find(self, name: str, backend: str | None = None) -> list[Figure]:
@@ -119,61 +130,48 @@ class Report:
             if one.name == name and backend in (None, one.backend)
         ]
 
+    def get(self, name: str, backend: str, nodes: int | None = None) -> Figure | None:
+        """
+        Return a figure; None if it was not measured.
+        """
+        found = self.find(name, backend)
+        return next((one for one in found if nodes in (None, one.nodes)), None)
+
+    def names(self, start: str) -> list[str]:
+        """
+        Return the names that begin with something, each once, in their order.
+        """
+        return list(
+            dict.fromkeys(
+                one.name for one in self.figures if one.name.startswith(start)
+            )
+        )
+
     def save(self, path: Path) -> None:
         """
         Write it to a file.
         """
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        # A figure a line: short, and two runs can be compared.
+        kept = _rounded(asdict(self))
+        figures = ",\n  ".join(json.dumps(one) for one in kept.pop("figures"))
+        head = json.dumps(kept, indent=1).removesuffix("\n}")
+        path.write_text(f'{head},\n "figures": [\n  {figures}\n ]\n}}\n', "utf-8")
 
     @staticmethod
     def load(path: Path) -> Report:
         """
         Read it from a file.
         """
-        data = json.loads(path.read_text())
-        return Report(data["about"], [Figure(**one) for one in data["figures"]])
-
-    def show(self, console: Console) -> None:
-        """
-        Print all of it.
-        """
-        console.print(", ".join(f"{key} {value}" for key, value in self.about.items()))
-        for name, title in TITLES.items():
-            figures = self.find(name)
-            if figures:
-                console.print(table(title, figures))
+        data = json.loads(path.read_text("utf-8"))
+        data["figures"] = [Figure(**one) for one in data["figures"]]
+        return Report(**data)
 
 
-def table(title: str, figures: Iterable[Figure]) -> Table:
-    """
-    Return a table of figures: medians, and the range of the seconds.
-    """
-    figures = list(figures)
-    shown = [name for name in _COLUMNS if any(name in one.values for one in figures)]
-    late = any(one.unfinished is not None or one.failure for one in figures)
-    if late and "seconds" not in shown:
-        shown.insert(0, "seconds")
-    titles = [_COLUMNS[name][0] for name in shown]
-    made = Table("nodes", "backend", *titles, title=title, title_justify="left")
-    for column in made.columns[:1] + made.columns[2:]:
-        column.justify = "right"
-    for one in figures:
-        cells = [_cell(one, name) for name in shown]
-        made.add_row(f"{one.nodes:,}", one.backend, *cells)
-    return made
-
-
-def _cell(figure: Figure, name: str) -> str:
-    if name == "seconds":
-        if figure.failure:
-            return "failed"
-        if figure.unfinished is not None:
-            return f"not within {figure.unfinished:.0f}"
-    median = figure.median(name)
-    if median is None:
-        return "-"
-    text = _COLUMNS[name][1].format(median / 1000 if name in _IN_KB else median)
-    if name == "seconds" and len(figure.values[name]) > 1:
-        known = [value for value in figure.values[name] if value is not None]
-        text += f" ({min(known):.3f} to {max(known):.3f})"
-    return text
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float) and value and math.isfinite(value):
+        return round(value, _DIGITS - 1 - math.floor(math.log10(abs(value))))
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return value

@@ -15,13 +15,8 @@ from typing import Any
 from etcd_rendezvous import EtcdServer
 
 from .clients import PROCESSES, Crowd
+from .names import C10D, LIVE, TORCHS_V2, V3, V3_BARE
 from .usage import Used, cpu_seconds, requests_received
-
-C10D, TORCHS_V2, V3, LIVE = "c10d", "torch-etcd-v2", "etcd-v3", "etcd-live"
-# Our backend in torch's own handler; "etcd-v3" is what torchrun gets.
-V3_BARE = "etcd-v3-bare"
-BACKENDS = (C10D, TORCHS_V2, V3, LIVE)
-OURS = (V3, V3_BARE, LIVE)
 
 PRELOAD = "benchmarks.preload"
 

@@ -17,7 +17,8 @@ import urllib3
 from etcd_rendezvous import EtcdClient, EtcdServer
 
 from .figures import IDLE, IDLE_AGENT, IDLE_CLOSER, Figure
-from .handlers import C10D, LIVE, TORCHS_V2, Member, Place, crowd, join, leave, place
+from .handlers import Member, Place, crowd, join, leave, place
+from .names import C10D, LIVE, TORCHS_V2
 from .usage import connections
 
 KEPT_ALIVE = {"keep_alive_interval": 5, "keep_alive_max_attempt": 3}

@@ -12,7 +12,8 @@ from etcd_rendezvous import EtcdServer
 
 from .clients import Crowd
 from .figures import JOIN, REJOIN, Figure
-from .handlers import LIVE, Place, crowd, is_round, join, leave, place
+from .handlers import Place, crowd, is_round, join, leave, place
+from .names import LIVE
 
 # Equal for all. While N nodes meet nobody has to renew anything.
 KEPT_ALIVE = {"keep_alive_interval": 5, "keep_alive_max_attempt": 3}
@@ -90,6 +91,7 @@ class Meetings:
         used = where.used().since(before)
         if not outcome.all_done or not is_round(outcome.results, figure.nodes):
             figure.unfinished = self.limit
+            figure.add(seconds=None)
             if outcome.all_done:
                 figure.failure = "they have not met in one round"
             elif outcome.failures and outcome.seconds < self.limit:

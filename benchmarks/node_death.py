@@ -17,215 +17,155 @@ there, they fail, and one more round is waited for. So rivals differ a lot from 
 run, and several runs say more than one. (torch 2.13's handler says where the workers
 meet in its first round only: a spare that steps in later waits for that in vain.)
 
-- *elastic*: three nodes of ``--nnodes=2:3``; two go on, after a last call.
-- *spare*: ``--nnodes=3:3`` with four agents; the fourth steps in.
-- *other*: the killed node is neither rank 0 nor the host of c10d. *rank0*: it is both,
-  as where c10d is used as its documentation shows it.
-- *defaults*: no ``--rdzv-conf``. *equal*: a keep-alive of 5 s x 3 and a last call of
-  1 s for all.
-
-    python -m benchmarks.node_death --binary ETCD --json deaths.json
-    python -m benchmarks.node_death --backends c10d etcd-live --settings equal
-
-etcd must serve v2 for torch's ``etcd-v2``: 3.5 is the last that does.
+Jobs run one after the other, with nothing beside them.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import json
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etcd_rendezvous import EtcdServer
 
 from .clients import NotStartedError
+from .figures import GOES_ON, Figure
+from .names import C10D, TORCHS_V2
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-BACKENDS = ("c10d", "etcd-v2", "etcd-v3", "etcd-live")
-TITLES = {"etcd-v2": "torch's etcd-v2"}
+DEFAULTS, EQUAL = "defaults", "equal"
 SETTINGS: dict[str, dict[str, int]] = {
-    "defaults": {},
-    "equal": {
+    DEFAULTS: {},
+    EQUAL: {
         "keep_alive_interval": 5,
         "keep_alive_max_attempt": 3,
         "last_call_timeout": 1,
     },
 }
-SHAPES = {"elastic": ("2:3", 3), "spare": ("3:3", 4)}
-VICTIMS = ("other", "rank0")
+# ``--nnodes``, and how many agents there are.
+ELASTIC, SPARE = "elastic", "spare"
+SHAPES = {ELASTIC: ("2:3", 3), SPARE: ("3:3", 4)}
+# The first is neither rank 0 nor the host of c10d, the second is both, as where c10d is
+# used as its documentation shows it.
+OTHER, RANK0 = "other", "rank0"
+VICTIMS = (OTHER, RANK0)
 NODES = 3
 START_SECONDS = 120.0
 WORKER = Path(__file__).with_name("death_worker.py")
-# Of etcd-live: how long a node lives on that says nothing, by settings; and how much
-# longer a job may stand still than that.
-TTL = {"defaults": 6, "equal": 15}
-MORE_SECONDS = 3.0
+# Of etcd-live: how long a node lives on that says nothing.
+TTL = {DEFAULTS: 6, EQUAL: 15}
+# Of all: by how much the last call is shorter, and with it what is waited for.
+SHORTER = {DEFAULTS: 0.0, EQUAL: 30.0}
 # What would change a fresh torch or plug-in.
 FOREIGN = ("PET_", "TORCH", "ETCD_RENDEZVOUS_")
 
 
-@dataclass
-class Row:
+@dataclass(frozen=True)
+class Way:
     """
-    A way to lose a node, and how long the job stood still each time.
+    A way to lose a node.
 
     Attributes:
-        seconds: Each time; None where it did not go on within the limit.
+        settings: Of the rendezvous.
+        shape: Whether fewer nodes go on, or a spare steps in.
+        victim: Who is killed.
     """
 
-    backend: str
     settings: str
     shape: str
     victim: str
-    seconds: list[float | None] = field(default_factory=list)
 
     @property
-    def aim(self) -> float | None:
+    def name(self) -> str:
         """
-        What is promised of the median; None for nothing.
+        What its figures are called.
         """
-        if self.backend != "etcd-live":
-            return None
-        if self.shape == "spare" or "last_call_timeout" in SETTINGS[self.settings]:
-            return TTL[self.settings] + MORE_SECONDS
-        return None
-
-    def median(self, limit: float) -> float:
-        """
-        Return the median, with the limit in the place of never.
-        """
-        return statistics.median(limit if one is None else one for one in self.seconds)
+        return f"{GOES_ON}{self.settings}, {self.shape}, {self.victim}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[1])
-    for name, known in (
-        ("backends", BACKENDS),
-        ("settings", tuple(SETTINGS)),
-        ("shapes", tuple(SHAPES)),
-        ("victims", VICTIMS),
-    ):
-        parser.add_argument(
-            f"--{name}", nargs="+", choices=known, default=known, metavar="NAME"
-        )
-    parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument(
-        "--limit", type=float, default=150.0, help="seconds after which it is 'never'"
-    )
-    parser.add_argument("--binary", help="the etcd to measure with")
-    parser.add_argument("--json", type=Path, help="a file for the figures")
-    options = parser.parse_args()
-    chosen = itertools.product(
-        options.victims, options.shapes, options.settings, options.backends
-    )
-    rows = [
-        Row(backend, settings, shape, victim)
-        for victim, shape, settings, backend in chosen
-    ]
-    with EtcdServer(binary=options.binary) as server:
-        print(f"etcd {server.version}; {options.runs} runs, in turn", flush=True)
-        try:
-            if "etcd-v2" in options.backends and not server.serves_v2:
-                raise NotStartedError(f"etcd {server.version} does not serve v2")
-            for _ in range(options.runs):
-                for row in rows:
-                    seconds = stand_still(row, server.get_endpoint(), options.limit)
-                    row.seconds.append(seconds)
-                    print(_line(row, options.limit), flush=True)
-        except NotStartedError as error:
-            print(f"A job was not started: {error}")
-            return 1
-        finally:
-            if options.json is not None:
-                options.json.write_text(
-                    json.dumps(
-                        {"limit": options.limit, "rows": [asdict(row) for row in rows]},
-                        indent=1,
-                    )
-                )
-    print("\n".join(_table(rows, options.limit)))
-    late = [
-        f"{_name(row)} took longer than {row.aim:g} s"
-        for row in rows
-        if row.aim is not None and row.median(options.limit) > row.aim
-    ]
-    print("\n".join(late))
-    return 1 if late else 0
-
-
-def _name(row: Row) -> str:
-    title = TITLES.get(row.backend, row.backend)
-    return f"{title}, {row.settings}, {row.shape}, {row.victim}"
-
-
-def _line(row: Row, limit: float) -> str:
-    return f"{_name(row):45} {_said(row.seconds[-1], limit)}"
-
-
-def _said(seconds: float | None, limit: float) -> str:
-    return f"never ({limit:g} s)" if seconds is None else f"{seconds:.1f} s"
-
-
-def _table(rows: list[Row], limit: float) -> Iterator[str]:
+def ways(
+    settings: Sequence[str] = tuple(SETTINGS),
+    shapes: Sequence[str] = tuple(SHAPES),
+    victims: Sequence[str] = VICTIMS,
+) -> list[Way]:
     """
-    Yield a table in Markdown: a line for each way to die, a column for each backend.
+    Return the ways to lose a node, in the order of the tables.
     """
-    backends = list(dict.fromkeys(row.backend for row in rows))
-    titles = [TITLES.get(one, one) for one in backends]
-    yield f"| killed | nodes | settings | {' | '.join(titles)} |"
-    yield "|---" * (3 + len(titles)) + "|"
-    ways = dict.fromkeys((row.victim, row.shape, row.settings) for row in rows)
-    for way in ways:
-        cells = [
-            _cell(row, limit)
-            for row in rows
-            if (row.victim, row.shape, row.settings) == way
-        ]
-        yield f"| {' | '.join([*way, *cells])} |"
+    return [Way(*one) for one in itertools.product(settings, shapes, victims)]
 
 
-def _cell(row: Row, limit: float) -> str:
-    median = row.median(limit)
-    said = _said(None if median >= limit else median, limit)
-    if len(row.seconds) == 1:
-        return said
-    ends = sorted(limit if one is None else one for one in row.seconds)
-    least, most = (
-        _said(None if one >= limit else one, limit) for one in ends[:: len(ends) - 1]
-    )
-    return said if least == most else f"{said} ({least} to {most})"
-
-
-def stand_still(row: Row, etcd: str, limit: float) -> float | None:
+def node_deaths(
+    binary: str | None,
+    backends: Sequence[str],
+    chosen: Sequence[Way],
+    runs: dict[str, int],
+    limit: float,
+    told: Callable[[str], None],
+) -> list[Figure]:
     """
-    Run a job, kill a node, and see when the others go on.
+    Measure how long jobs stand still.
 
-    Returns:
-        The seconds; None if they did not go on within the limit.
+    Args:
+        binary: The etcd.
+        backends: The backends.
+        chosen: The ways to lose a node.
+        runs: How often, by settings.
+        limit: The seconds after which a job with the default settings is not waited
+            for any longer.
+        told: Is called with what is being done.
 
     Raises:
-        NotStartedError: The job did not get so far that a node could be killed.
+        NotStartedError: A job did not get so far that a node could be killed.
     """
-    with tempfile.TemporaryDirectory() as folder, Job(row, Path(folder), etcd) as job:
+    figures = {
+        (way, backend): Figure(way.name, backend, NODES, ttl=TTL[way.settings])
+        for way in chosen
+        for backend in backends
+    }
+    with EtcdServer(binary=binary) as server:
+        if TORCHS_V2 in backends and not server.serves_v2:
+            raise NotStartedError(f"etcd {server.version} does not serve v2")
+        for run in range(max(runs.values())):
+            for (way, backend), figure in figures.items():
+                if run < runs[way.settings]:
+                    told(f"{way.name}, run {run + 1}: {backend}")
+                    most = limit - SHORTER[way.settings]
+                    _stand_still(way, figure, server.get_endpoint(), most)
+    return list(figures.values())
+
+
+def _stand_still(way: Way, figure: Figure, etcd: str, limit: float) -> None:
+    """
+    Run a job, kill a node, and see when the others go on.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Job(way, figure.backend, Path(folder), etcd) as job,
+    ):
         job.start()
-        killed = job.kill(0 if row.victim == "rank0" else 1)
-        return job.seconds_until_step(killed, limit)
+        killed = job.kill(0 if way.victim == RANK0 else 1)
+        seconds = job.seconds_until_step(killed, limit)
+        figure.add(seconds=seconds)
+        if seconds is not None:
+            return
+        if job.ended:
+            figure.failure = f"the job ends after {time.time() - killed:.0f} s"
+        else:
+            figure.unfinished = limit
 
 
 class Job:
@@ -233,13 +173,15 @@ class Job:
     The agents of a job, and what their workers have noted down.
 
     Args:
-        row: What is measured.
+        way: The way that a node will be lost.
+        backend: The backend.
         folder: Where notes and output go.
         etcd: The endpoint of etcd.
     """
 
-    def __init__(self, row: Row, folder: Path, etcd: str) -> None:
-        self._row = row
+    def __init__(self, way: Way, backend: str, folder: Path, etcd: str) -> None:
+        self._way = way
+        self._backend = backend
         self._folder = folder
         self._etcd = etcd
         self._run_id = uuid.uuid4().hex
@@ -262,12 +204,12 @@ class Job:
         """
         Start all agents, and wait until three of them train.
         """
-        row = self._row
-        nnodes, count = SHAPES[row.shape]
-        endpoint = f"127.0.0.11:{_free_port()}" if row.backend == "c10d" else self._etcd
+        nnodes, count = SHAPES[self._way.shape]
+        c10d = self._backend == C10D
+        endpoint = f"127.0.0.11:{_free_port()}" if c10d else self._etcd
         for number in range(count):
-            config = dict(SETTINGS[row.settings])
-            if row.backend == "c10d":
+            config = dict(SETTINGS[self._way.settings])
+            if c10d:
                 # Otherwise all of them would be: they are on one machine.
                 config["is_host"] = int(number == 0)
             if number == NODES:
@@ -277,7 +219,7 @@ class Job:
         if count > NODES:
             time.sleep(5)  # Until the spare has joined.
             if self._agents[-1].poll() is not None:
-                raise NotStartedError(f"{_name(row)}: the spare has ended")
+                raise NotStartedError(f"{self._name}: the spare has ended")
         self._before = {note["pid"] for note in self._notes()}
 
     def kill(self, number: int) -> float:
@@ -287,7 +229,10 @@ class Job:
         agent = self._agents[number]
         # A stopped agent starts no worker.
         agent.send_signal(signal.SIGSTOP)
-        pids = {note["pid"] for note in self._notes() if note["node"] == str(number)}
+        notes = [note for note in self._notes() if note["node"] == str(number)]
+        if {note["rank"] == 0 for note in notes} != {number == 0}:
+            raise NotStartedError(f"{self._name}: node {number} has another rank")
+        pids = {note["pid"] for note in notes}
         killed = time.time()
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
@@ -298,24 +243,34 @@ class Job:
     def seconds_until_step(self, killed: float, limit: float) -> float | None:
         """
         Return how long after the kill somebody else made a step with all others.
+
+        Returns:
+            The seconds; None if it was not within the limit, or if the job has ended.
         """
-
-        def stepped() -> float | None:
-            return min(
-                (
-                    note["time"]
-                    for note in self._notes()
-                    if note["step"] == 1 and note["pid"] not in self._before
-                ),
-                default=None,
-            )
-
         while time.time() < killed + limit:
-            found = stepped()
-            if found is not None:
-                return float(found - killed)
+            over = self.ended
+            steps = [
+                note["time"]
+                for note in self._notes()
+                if note["step"] == 1 and note["pid"] not in self._before
+            ]
+            if steps:
+                return float(min(steps) - killed)
+            if over:
+                break
             time.sleep(0.1)
         return None
+
+    @property
+    def ended(self) -> bool:
+        """
+        Whether no agent is left: nobody will go on.
+        """
+        return all(agent.poll() is not None for agent in self._agents)
+
+    @property
+    def _name(self) -> str:
+        return f"{self._way.name}, {self._backend}"
 
     def _launch(
         self, number: int, nnodes: str, endpoint: str, config: dict[str, int]
@@ -335,7 +290,7 @@ class Job:
             "nproc-per-node": 1,
             "max-restarts": 1000,
             "local-addr": f"127.0.0.{11 + number}",
-            "rdzv-backend": self._row.backend,
+            "rdzv-backend": "etcd-v2" if self._backend == TORCHS_V2 else self._backend,
             "rdzv-endpoint": endpoint,
             "rdzv-id": self._run_id,
             "rdzv-conf": ",".join(f"{name}={value}" for name, value in config.items()),
@@ -370,7 +325,7 @@ class Job:
                 number = self._agents.index(ended[0]) if ended else 0
                 said = (self._folder / f"{number}.out").read_text(errors="replace")
                 raise NotStartedError(
-                    f"{_name(self._row)}: waited in vain for {what}:\n{said[-2000:]}"
+                    f"{self._name}: waited in vain for {what}:\n{said[-2000:]}"
                 )
             time.sleep(0.1)
 
@@ -390,7 +345,3 @@ def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,30 +3,23 @@
 What a store's operations take: ours on v3 and v2, torch's EtcdStore, and TCPStore.
 
 All speak to servers on this machine, in one run, and take turns. The etcd is one that
-serves v2 as well, since torch's EtcdStore speaks nothing else. Exit status 1 if a store
-could not be started, or if ours does not keep what is promised beside torch's.
-
-    python -m benchmarks.store --calls 500 --runs 3
+serves v2 as well, since torch's EtcdStore speaks nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
 import collections
 import itertools
 import json
 import statistics
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.elastic.rendezvous import etcd_store as torch_etcd_store
 from torch.distributed.elastic.utils import store as store_util
@@ -35,9 +28,8 @@ import etcd
 from etcd_rendezvous import EtcdClient, EtcdServer, EtcdStore
 
 from .clients import NotStartedError, Outcome, run_at_once
-
-OURS_V3, OURS_V2, TORCHS, TCP = "ours, v3", "ours, v2", "torch's EtcdStore", "TCPStore"
-KINDS = (OURS_V3, OURS_V2, TORCHS, TCP)
+from .figures import STORE, STORE_AT_ONCE, STORE_GROWS, Figure
+from .names import OURS_V2, OURS_V3, STORES, TCP
 
 VALUE = b"x" * 100
 # What lies beside the keys that are measured: what a job of some 250 agents leaves.
@@ -46,62 +38,54 @@ KEYS_BESIDE = 500
 OTHER_KEYS = (1, 100, 1_000, 10_000)
 CALLS_A_TURN = 20
 
-# What is promised of ours on v3, as a share of what torch's EtcdStore takes.
-AT_MOST = {"get": 1.0, "check": 1.0, "multi_get of 8": 1.0, "add": 1.0, "set": 1.5}
-BARRIER = "barrier of 64"
-AT_MOST_BARRIER = 0.2
-# The last share of `get` beside the first: it does not grow.
-AT_MOST_GROWN = 1.5
 
-Times = dict[tuple[str, str], list[float]]
+def store(
+    binary: str | None,
+    calls: int,
+    runs: int,
+    barriers: Sequence[int],
+    agents: int,
+    limit: float,
+    told: Callable[[str], None],
+) -> list[Figure]:
+    """
+    Measure stores.
 
+    Args:
+        binary: The etcd.
+        calls: Of each operation.
+        runs: Of each barrier.
+        barriers: Of how many clients each is.
+        agents: How many get their ranks.
+        limit: The most seconds that many clients take.
+        told: Is called with what is being done.
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
-    parser.add_argument("--calls", type=int, default=500, help="of each operation")
-    parser.add_argument("--runs", type=int, default=5, help="of each barrier")
-    parser.add_argument(
-        "--barriers", type=int, nargs="*", default=[64, 256], help="of how many clients"
-    )
-    parser.add_argument("--agents", type=int, default=1024, help="that get ranks")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds a run")
-    parser.add_argument("--binary", help="the etcd to measure with; it must serve v2")
-    options = parser.parse_args()
-    console = Console(width=110)
-    with EtcdServer(binary=options.binary) as server:
+    Raises:
+        NotStartedError: A store could not be had.
+    """
+    with EtcdServer(binary=binary) as server:
         if not server.serves_v2:
-            console.print(
+            raise NotStartedError(
                 f"etcd {server.version} does not serve v2, so torch's EtcdStore can't "
                 "be started: name another etcd with --binary."
             )
-            return 1
-        console.print(
-            f"etcd {server.version}; 1 client: {options.calls} calls, p50 / p99 in ms; "
-            f"many at once: medians of {options.runs} run(s), in s"
-        )
-        bench = Bench(server.get_endpoint(), options, console)
-        try:
-            bench.one_client()
-            bench.growth()
-            bench.many_clients()
-        except NotStartedError as error:
-            console.print(f"A store was not started: {error}", markup=False)
-            return 1
-    for complaint in bench.complaints:
-        console.print(f"Not kept: {complaint}", markup=False)
-    return 1 if bench.complaints else 0
+        bench = _Bench(server.get_endpoint(), limit)
+        told(f"store: one client, {calls} calls")
+        figures = bench.one_client(calls)
+        told("store: get beside other keys")
+        figures += bench.growth(max(calls // 5, 2))
+        return figures + bench.many_clients(barriers, runs, agents, told)
 
 
 @dataclass
-class Bench:
+class _Bench:
     """
     One run of everything.
     """
 
     etcd: str
-    options: argparse.Namespace
-    console: Console
-    complaints: list[str] = field(default_factory=list)
+    limit: float
+    _tcp: Any = field(init=False)
 
     def __post_init__(self) -> None:
         # Its server runs in this process, as a rank 0 has it.
@@ -115,11 +99,11 @@ class Bench:
 
     # -- one client -------------------------------------------------------------------
 
-    def one_client(self) -> None:
-        times: Times = collections.defaultdict(list)
+    def one_client(self, number: int) -> list[Figure]:
+        times: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
         calls: list[tuple[tuple[str, str], Callable[[], Any]]] = []
         stores = []
-        for kind in KINDS:
+        for kind in STORES:
             store = self.store(kind, prefix())
             stores.append(store)
             fill(store, "beside", KEYS_BESIDE)
@@ -128,69 +112,68 @@ class Bench:
             ]
         # Turn by turn, so that all see the same machine; a few calls a turn, since the
         # first one after a pause is slower for everybody.
-        for _ in range(max(self.options.calls // CALLS_A_TURN, 1)):
+        for _ in range(max(number // CALLS_A_TURN, 1)):
             for name_and_kind, call in calls:
                 times[name_and_kind] += [timed(call) for _ in range(CALLS_A_TURN)]
-        for kind in KINDS:
+        for kind in STORES:
             name = prefix()
+            one, other = self.store(kind, name), self.store(kind, name)
             times["a waiting client is told", kind] = list(
-                wake_ups(
-                    self.store(kind, name),
-                    self.store(kind, name),
-                    max(self.options.calls // 5, 2),
-                )
+                wake_ups(one, other, max(number // 5, 2))
             )
-        self._show("one client, p50 / p99 in ms", times, quantiles)
-        for name, most in AT_MOST.items():
-            self._promise(name, times, most)
+        return [
+            _quantiles(Figure(f"{STORE}{name}", kind, 1), found)
+            for (name, kind), found in times.items()
+        ]
 
-    def growth(self) -> None:
-        times: Times = collections.defaultdict(list)
-        stores = {kind: self.store(kind, prefix()) for kind in KINDS}
-        calls = max(self.options.calls // 5, 2)
+    def growth(self, calls: int) -> list[Figure]:
+        figures = []
+        stores = {kind: self.store(kind, prefix()) for kind in STORES}
         there = 0
         for others in OTHER_KEYS:
             for kind, store in stores.items():
                 fill(store, "other", others, there)
                 store.set("one", VALUE)
                 store.get("one")
-                times[f"get beside {others:,}", kind] = [
+                times = [
                     timed(lambda store=store: store.get("one")) for _ in range(calls)
                 ]
+                figure = Figure(f"{STORE_GROWS}{others:,}", kind, others)
+                figures.append(_quantiles(figure, times))
             there = others
-        self._show("get beside other keys, p50 / p99 in ms", times, quantiles)
-        first, last = (f"get beside {n:,}" for n in (OTHER_KEYS[0], OTHER_KEYS[-1]))
-        for kind in (OURS_V3, OURS_V2):
-            ratio = statistics.median(times[last, kind]) / statistics.median(
-                times[first, kind]
-            )
-            if ratio > AT_MOST_GROWN:
-                self.complaints.append(f"{kind}: {last} takes {ratio:.1f} as long")
+        return figures
 
     # -- many clients -----------------------------------------------------------------
 
-    def many_clients(self) -> None:
-        plan = [
-            (f"barrier of {count}", barrier, count, self.options.runs)
-            for count in self.options.barriers
-        ]
-        agents = self.options.agents
+    def many_clients(
+        self,
+        barriers: Iterable[int],
+        runs: int,
+        agents: int,
+        told: Callable[[str], None],
+    ) -> list[Figure]:
+        plan = [(f"barrier of {count}", barrier, count, runs) for count in barriers]
         plan += [
-            (f"ranks for {agents:,}, the agents' way", assign_ranks, agents, 1),
-            (f"ranks for {agents:,}, synchronize", synchronize, agents, 1),
+            (f"ranks for {agents:,} agents", assign_ranks, agents, 1),
+            (f"`synchronize` of {agents:,} agents", synchronize, agents, 1),
         ]
-        times: Times = collections.defaultdict(list)
-        for name, work, clients, runs in plan:
-            for _ in range(runs):
-                for kind in KINDS:
-                    with self.console.status(f"{name}: {kind}"):
-                        outcome = self._at_once(kind, work, clients)
-                    times[name, kind].append(self._seconds(name, kind, outcome))
-        self._show(
-            "many clients at once, in s", times, lambda row: seconds(row, self.options)
-        )
-        if any(name == BARRIER for name, _ in times):
-            self._promise(BARRIER, times, AT_MOST_BARRIER)
+        figures = []
+        for name, work, clients, times in plan:
+            row = [Figure(f"{STORE_AT_ONCE}{name}", kind, clients) for kind in STORES]
+            figures += row
+            for _ in range(times):
+                for figure in row:
+                    told(f"store: {name}: {figure.backend}")
+                    outcome = self._at_once(figure.backend, work, clients)
+                    if outcome.all_done:
+                        figure.add(seconds=outcome.seconds)
+                        continue
+                    figure.add(seconds=None)
+                    figure.unfinished = self.limit
+                    # Others may be late: a rival, and whoever speaks v2, where reading
+                    # N keys is N requests. What is broken is nothing to compare with.
+                    figure.failure = (outcome.failures or [""])[0]
+        return figures
 
     def _at_once(self, kind: str, work: Callable[..., Any], clients: int) -> Outcome:
         return run_at_once(
@@ -201,61 +184,16 @@ class Bench:
             self._endpoint(kind),
             prefix(),
             clients,
-            self.options.limit,
-            limit=self.options.limit,
+            self.limit,
+            limit=self.limit,
             preload="benchmarks.preload",
         )
 
-    def _seconds(self, name: str, kind: str, outcome: Outcome) -> float:
-        if outcome.all_done:
-            return outcome.seconds
-        # Others may be late: a rival, and whoever speaks v2, where reading N keys is N
-        # requests. But what is broken is nothing to compare with.
-        if kind == OURS_V3 or outcome.failures:
-            what = (outcome.failures or ["not in time"])[0]
-            self.complaints.append(
-                f"{kind}: {name}: {len(outcome.results)} of {outcome.clients} done: "
-                f"{what}"
-            )
-        return self.options.limit
 
-    # -- what is shown ----------------------------------------------------------------
-
-    def _show(
-        self, title: str, times: Times, shown: Callable[[list[float]], str]
-    ) -> None:
-        table = Table("", *KINDS, title=title, title_justify="left")
-        for name in dict.fromkeys(name for name, _ in times):
-            cells = [
-                shown(times[name, kind]) if (name, kind) in times else "not there"
-                for kind in KINDS
-            ]
-            table.add_row(name, *cells)
-        self.console.print(table)
-
-    def _promise(self, name: str, times: Times, most: float) -> None:
-        ours, theirs = (
-            statistics.median(times[name, kind]) for kind in (OURS_V3, TORCHS)
-        )
-        ratio = ours / theirs
-        self.console.print(
-            f"{name}: {ratio:.2f} times torch's EtcdStore (promised: {most:g} at most)"
-        )
-        if ratio > most:
-            self.complaints.append(f"{name}: {ratio:.2f} times torch's, not {most:g}")
-
-
-def quantiles(times: list[float]) -> str:
-    middle = statistics.median(times)
+def _quantiles(figure: Figure, times: list[float]) -> Figure:
     last = statistics.quantiles(times, n=100, method="inclusive")[-1]
-    return f"{1000 * middle:.3f} / {1000 * last:.3f}"
-
-
-def seconds(times: list[float], options: argparse.Namespace) -> str:
-    middle = statistics.median(times)
-    if middle >= options.limit:
-        return f"not within {options.limit:.0f}"
-    return f"{middle:.3f}"
+    figure.add(p50=statistics.median(times), p99=last)
+    return figure
 
 
 # -- stores and what they do ----------------------------------------------------------
@@ -415,7 +353,3 @@ def assign_ranks(store: Any, rank: int, clients: int, limit: float) -> None:
     first, _ = json.loads(store.get(f"torchelastic/assigned_ranks/{rank}"))
     if first != 8 * rank:
         raise AssertionError(f"rank {rank} got {first}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

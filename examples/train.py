@@ -2,7 +2,7 @@
 """
 An elastic training script: it may be stopped at any step, and goes on.
 
-    torchrun --nnodes=1 --nproc-per-node=2 --rdzv-backend=etcd-v3 examples/train.py
+    torchrun --nnodes=1 --nproc-per-node=2 --rdzv-backend=etcd-live examples/train.py
 
 Whenever a node dies or joins, torchrun starts this script anew on every node, with
 other ranks and another world size. All it has to do is to save now and then, and to

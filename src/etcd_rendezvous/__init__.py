@@ -91,26 +91,29 @@ _NEED_TORCH = (
 )
 
 
-def __getattr__(name: str) -> "Any":
-    if name == "__version__":
-        from importlib.metadata import version
+# Not for type checkers: for them any name would be there, misspelt ones too.
+if not TYPE_CHECKING:
 
-        return version("etcd-rendezvous")
-    if name not in __all__:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from importlib import import_module
+    def __getattr__(name: str) -> "Any":
+        if name == "__version__":
+            from importlib.metadata import version
 
-    home = _HOMES.get(name, "_errors")
-    if home != "_errors":
-        from ._requirements import require_torch, require_urllib3
+            return version("etcd-rendezvous")
+        if name not in __all__:
+            raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+        from importlib import import_module
 
-        require_urllib3()
-        if home in _NEED_TORCH:
-            require_torch(f"etcd_rendezvous.{name}")
-            # torch loads our plug-in at its end, which may take over torch's names:
-            # before any module of ours is half imported.
-            import_module("torch.distributed.elastic.rendezvous")
-    return getattr(import_module(f".{home}", __name__), name)
+        home = _HOMES.get(name, "_errors")
+        if home != "_errors":
+            from ._requirements import require_torch, require_urllib3
+
+            require_urllib3()
+            if home in _NEED_TORCH:
+                require_torch(f"etcd_rendezvous.{name}")
+                # torch loads our plug-in at its end, which may take over torch's names:
+                # before any module of ours is half imported.
+                import_module("torch.distributed.elastic.rendezvous")
+        return getattr(import_module(f".{home}", __name__), name)
 
 
 def __dir__() -> "list[str]":

@@ -13,7 +13,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
@@ -25,11 +25,15 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 
 from ._errors import EtcdError, EtcdLimitError
 from ._kv import StateKey, Stored, Swap, state_key
-from ._limits import concerns_size, refuse_over
+from ._limits import concerns_size, is_near, near_in_words, refuse_over
 from ._locks import held
 from ._log import SlowBeat, log
-from ._params import DEFAULT_CLOSED_TTL, DEFAULT_REQUEST_LIMIT, DEFAULT_STATE_TTL
+from ._settings import DEFAULT_CLOSED_TTL, DEFAULT_REQUEST_LIMIT, DEFAULT_STATE_TTL
 from ._state import count_nodes, is_closed
+
+if TYPE_CHECKING:
+    from ._clocks import ClockWatch
+    from ._lookout import Lookout
 
 __all__ = ["EtcdRendezvousBackend"]
 
@@ -40,6 +44,8 @@ CONNECTION_FAILED: Final = (
 STATE_CORRUPT: Final = "The state object is corrupt. See inner exception for details."
 
 _LARGEST_REVISION: Final = 2**63 - 1
+# A state that is nearly too large is spoken of this often.
+_SIZE_SECONDS: Final = 600.0
 
 
 class _Token(int):
@@ -142,6 +148,9 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._warned_of_wipe = False
         self._local = threading.local()
         self._reports = True
+        #: How many swaps were lost to others. Ours.
+        self.lost_swaps = 0
+        self._sizes = SlowBeat(seconds=_SIZE_SECONDS)
         self._own_locks()
 
     def __repr__(self) -> str:
@@ -267,7 +276,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
             # v2 has a limit of its own, which can't be raised.
             if self._kv.api == "v3":
                 refuse_over(self._request_limit, self._key, raw)
-            return self._kv.swap(self._key, raw, expected, ttl, timeout)
+                self._warn_near_limit(state, raw)
+            swap = self._kv.swap(self._key, raw, expected, ttl, timeout)
         except EtcdLimitError as error:
             nodes = count_nodes(state) if concerns_size(error) else None
             if nodes is None:
@@ -275,6 +285,47 @@ class EtcdRendezvousBackend(RendezvousBackend):
             raise EtcdLimitError(
                 f"{error} The state holds {nodes} node(s).", error.code, error.text
             ) from error
+        self.lost_swaps += not swap.won
+        return swap
+
+    def _warn_near_limit(self, state: bytes, raw: bytes) -> None:
+        """
+        Warn of a state that is nearly too large, now and then.
+        """
+        if is_near(self._request_limit, self._key, raw) and self._sizes.is_due():
+            self._sizes.warn(
+                near_in_words(self._request_limit, self._key, raw, count_nodes(state))
+            )
+
+    @property
+    def state_bytes(self) -> int:
+        """
+        The bytes of the state as it is stored, as far as is known. Ours.
+        """
+        known = self._known
+        return len(known.raw) if known is not None else 0
+
+    @property
+    def failovers(self) -> int:
+        """
+        How often operations have gone from one endpoint to another. Ours.
+        """
+        return self._kv.failovers
+
+    def watch_clocks(self, clocks: ClockWatch) -> None:
+        """
+        Compare this machine's clock with etcd's, now and then. Ours, for the handler.
+        """
+        self._kv.watch_clocks(clocks)
+
+    def lookout(self, interval: float) -> Lookout | None:
+        """
+        Return what looks how full etcd is (v3). Ours, for the handler.
+
+        Args:
+            interval: The seconds between two heartbeats.
+        """
+        return self._kv.lookout(self._key, interval)
 
     # What the handler knows, and a bare backend does not look for: see design of
     # `closed_ttl`.

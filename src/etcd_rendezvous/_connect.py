@@ -5,7 +5,10 @@ From settings to a client of the API that the server serves. No torch.
 
 from __future__ import annotations
 
+import re
 import time
+from contextlib import closing
+from dataclasses import replace
 from typing import Any, Final
 
 from ._errors import (
@@ -15,12 +18,12 @@ from ._errors import (
     EtcdReplyError,
 )
 from ._log import SlowBeat, log
-from ._params import Settings
 from ._requirements import require_python_etcd
+from ._settings import Settings, parse_endpoints
 from ._v3.client import EtcdClient
 from ._v3.state_key import key_of_state
 
-__all__ = ["choose", "client_of"]
+__all__ = ["choose", "client_of", "who_answers"]
 
 # Both names of each plug-in: torch may take the short one some day.
 LIVE_NAMES: Final = frozenset({"etcd-live", "etcd-rendezvous-live"})
@@ -32,6 +35,8 @@ TORCH_NAME: Final = "etcd-v2"
 _PROBE_SECONDS: Final = 9.5
 _PROBE_AGAIN_SECONDS: Final = 0.5
 _LEAST_PROBE_SECONDS: Final = 2.0
+_VERSION_SECONDS: Final = 2.0
+_VERSION: Final = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 
 
 def client_of(settings: Settings) -> EtcdClient:
@@ -100,6 +105,39 @@ def choose(name: str, run_id: str, settings: Settings) -> tuple[Any, str]:
     )
     _note_v3(client, settings)
     return client, "v3"
+
+
+def who_answers(client: Any, settings: Settings) -> str:
+    """
+    Say which member answers, and its version if it tells that soon.
+
+    Args:
+        client: The client, of either API.
+        settings: The settings that it was made with.
+
+    Returns:
+        Words such as "etcd 3.5.35 answers at http://etcd0:2379"; where there is one
+        endpoint, without it.
+    """
+    if isinstance(client, EtcdClient):
+        endpoint, version = client.last_endpoint, _version(client)
+    else:
+        # python-etcd would keep what it is told.
+        (endpoint,) = parse_endpoints(client.base_uri)
+        with closing(client_of(replace(settings, endpoints=(endpoint,)))) as other:
+            version = _version(other)
+    known = f"etcd {version}" if _VERSION.fullmatch(version) else "etcd"
+    where = f" at {endpoint}" if len(settings.endpoints) > 1 else ""
+    return f"{known} answers{where}"
+
+
+def _version(client: EtcdClient) -> str:
+    try:
+        return client.version(timeout=_VERSION_SECONDS)
+    except EtcdError as error:
+        # A proxy may hand on no more than the API.
+        log.debug("The version of etcd is not known: %s", error)
+        return ""
 
 
 def _note_v3(client: EtcdClient, settings: Settings) -> None:

@@ -27,6 +27,10 @@ USER_VARIABLE: Final = "ETCD_RENDEZVOUS_USER"
 PASSWORD_VARIABLE: Final = "ETCD_RENDEZVOUS_PASSWORD"  # noqa: S105 (a name)
 PASSWORD_FILE_VARIABLE: Final = "ETCD_RENDEZVOUS_PASSWORD_FILE"  # noqa: S105
 
+# The least characters of a password that is taken out of what a server says: whatever
+# is shorter is in many a word.
+LEAST_SECRET: Final = 4
+
 
 @dataclass(frozen=True)
 class Credentials:

@@ -26,7 +26,13 @@ __all__ = [
 class EtcdError(Exception):
     """
     The root of every error that this library raises of its own.
+
+    Attributes:
+        reason: Of an operation that failed: why, without what and where; it may name
+            the remedy. Empty where the whole message is that.
     """
+
+    reason = ""
 
 
 class EtcdConnectionError(EtcdError):

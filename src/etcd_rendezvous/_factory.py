@@ -5,9 +5,12 @@ From torch's rendezvous parameters to backend, store and handler.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from torch.distributed.elastic.events import NodeState, construct_and_record_rdzv_event
 from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousHandler,
@@ -15,19 +18,20 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
-from ._connect import LIVE_NAMES, TORCH_NAME, choose
+from ._connect import LIVE_NAMES, TORCH_NAME, choose, who_answers
 from ._errors import EtcdError, EtcdSettingError
 from ._handler import EtcdRendezvousHandler, settings_of_torch
 from ._live.handler import EtcdLiveRendezvousHandler
 from ._live.settings import parse_live_settings
 from ._live.store import AgentStore
 from ._log import log
-from ._params import HANDLER_SETTINGS, Settings, parse_settings
+from ._settings import HANDLER_SETTINGS, Settings, parse_settings
 from ._store import EtcdStore
 from ._v3.state_key import key_of_state
 
 if TYPE_CHECKING:
     from ._server import EtcdServer
+    from ._v3.client import EtcdClient
 
 __all__ = ["create_backend", "create_handler"]
 
@@ -95,8 +99,8 @@ def backend_of(
             "create_handler, or name another backend."
         )
     settings = _settings(params, params.endpoint, BACKEND_STARTUP_TIMEOUT)
-    backend, store, spoken = _create(params, settings, types)
-    log.info("%s.", spoken)
+    backend, store, api = _create(params, settings, types)
+    _say_what_is_spoken(params, settings, store.client, api)
     return backend, store
 
 
@@ -136,15 +140,23 @@ def handler_of(params: RendezvousParameters, types: Types) -> RendezvousHandler:
         on_shutdown = server.stop if server is not None else None
         handler: EtcdRendezvousHandler | EtcdLiveRendezvousHandler
         if params.backend in LIVE_NAMES:
-            handler, spoken = _create_live(params, settings, on_shutdown)
+            handler, client, api = _create_live(params, settings, on_shutdown)
         else:
-            backend, store, spoken = _create(params, settings, types)
+            backend, store, api = _create(params, settings, types)
+            client = store.client
             handler = EtcdRendezvousHandler.create(store, backend, params, on_shutdown)
-        log.info("%s, %s.", spoken, handler.times_in_words())
+        _say_what_is_spoken(params, settings, client, api, handler.times_in_words())
         return handler
-    except BaseException:
+    except BaseException as error:
         if server is not None:
             server.stop()
+        # As of torch's creators. Whoever records it may fail, too.
+        with suppress(Exception):
+            construct_and_record_rdzv_event(
+                run_id=params.run_id,
+                message=f"{type(error).__name__}: {error}",
+                node_state=NodeState.FAILED,
+            )
         raise
 
 
@@ -186,7 +198,7 @@ def _create(
     params: RendezvousParameters, settings: Settings, types: Types
 ) -> tuple[EtcdRendezvousBackend, EtcdStore, str]:
     """
-    Create backend and store; return them, and what is spoken where, in words.
+    Create backend and store; return them, and the API that is spoken.
     """
     client, api = _client(params, settings)
     backend = types.backend(
@@ -205,31 +217,53 @@ def _create(
     else:
         prefix = f"{backend.key}/store"
     store = types.store(client, prefix, ttl=settings.store_ttl)
-    return backend, store, _spoken(params, settings, api)
+    return backend, store, api
 
 
 def _create_live(
     params: RendezvousParameters,
     settings: Settings,
     on_shutdown: Callable[[], None] | None,
-) -> tuple[EtcdLiveRendezvousHandler, str]:
+) -> tuple[EtcdLiveRendezvousHandler, EtcdClient, str]:
     """
-    Create the handler of `etcd-live`; return it, and what is spoken where, in words.
+    Create the handler of `etcd-live`; return it, its client, and the API.
     """
     own = parse_live_settings(params.config)
     client, api = _client(params, settings)
     key = key_of_state(settings.key_prefix, params.run_id)
     store = AgentStore(client, f"{key}/store", ttl=settings.store_ttl)
     handler = EtcdLiveRendezvousHandler(client, store, key, params, own, on_shutdown)
-    return handler, _spoken(params, settings, api)
+    return handler, client, api
 
 
-def _spoken(params: RendezvousParameters, settings: Settings, api: str) -> str:
+def _say_what_is_spoken(
+    params: RendezvousParameters,
+    settings: Settings,
+    client: Any,
+    api: str,
+    times: str = "",
+) -> None:
+    """
+    Say once which API is spoken, with whom, and with which settings.
+
+    Args:
+        params: torch's parameters.
+        settings: The settings.
+        client: The client, of that API.
+        api: The API.
+        times: The settings of the handler that take effect, in words.
+    """
+    if not log.isEnabledFor(logging.INFO):
+        return  # It costs a request.
     live = params.backend in LIVE_NAMES
-    return (
-        f"The rendezvous '{params.run_id}' ({params.backend}) speaks etcd's {api} API "
-        f"at {', '.join(map(str, settings.endpoints))} with "
-        f"{settings.in_words(api, live=live)}"
+    log.info(
+        "The rendezvous '%s' (%s) speaks etcd's %s API at %s (%s) with %s.",
+        params.run_id,
+        params.backend,
+        api,
+        ", ".join(map(str, settings.endpoints)),
+        who_answers(client, settings),
+        ", ".join(filter(None, [settings.in_words(api, live=live), times])),
     )
 
 

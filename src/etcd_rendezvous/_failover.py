@@ -19,11 +19,14 @@ from ._errors import (
     EtcdReplyError,
 )
 from ._limits import remedy_of
-from ._params import Endpoint
+from ._log import SlowBeat
+from ._settings import Endpoint
 from ._v3 import retry
 
-__all__ = ["Answer", "Failover", "Trouble"]
+__all__ = ["FAILED_OVER", "Answer", "Failover", "Trouble"]
 
+# What the line of a failover begins with.
+FAILED_OVER: Final = "Operations go to etcd at"
 _ABOUT_THE_USER: Final = frozenset({retry.PERMISSION_DENIED, retry.UNAUTHENTICATED})
 
 _T = TypeVar("_T")
@@ -77,10 +80,15 @@ class Failover:
     """
     Try endpoints until one answers, the last good one first.
 
+    When operations have moved to another one, a line says so.
+
     Args:
         endpoints: At least one. The first to be tried is chosen at random.
         clock: A monotonic clock, in seconds.
         sleep: What to sleep with.
+
+    Attributes:
+        moves: How often operations have moved.
     """
 
     def __init__(
@@ -94,8 +102,12 @@ class Failover:
         self.last_good: Endpoint | None = None
         #: Who has ever answered.
         self.answered: set[Endpoint] = set()
+        self.moves = 0
         self._clock = clock
         self._sleep = sleep
+        # Who was left for another that has not answered yet, and why.
+        self._left: tuple[Endpoint, str] | None = None
+        self._beat = SlowBeat(clock)
         self._current = retry.RANDOM.randrange(len(self.endpoints))
 
     @property
@@ -105,12 +117,40 @@ class Failover:
         """
         return self.endpoints[self._current]
 
-    def move_on(self, endpoint: Endpoint) -> None:
+    def move_on(self, endpoint: Endpoint, reason: str | None = None) -> None:
         """
         Prefer the endpoint after this one, if this one is preferred now.
+
+        Args:
+            endpoint: The endpoint.
+            reason: What is wrong with it, in words; None for nothing.
         """
         if self.endpoints[self._current] == endpoint:
             self._current = (self._current + 1) % len(self.endpoints)
+            if reason is not None:
+                self._left = endpoint, reason
+
+    def _stay_with(self, index: int, failed: tuple[Endpoint, str] | None) -> None:
+        """
+        Ask an endpoint that has answered first from now on.
+
+        Args:
+            index: Which it is.
+            failed: Who was asked before it in this operation, and what was wrong.
+        """
+        index %= len(self.endpoints)
+        endpoint = self.endpoints[index]
+        # Else another operation has moved before, and said so.
+        if self._current == index:
+            failed = self._left
+        self._current = index
+        self._left = None
+        self.last_good = endpoint
+        if failed is not None and failed[0] != endpoint:
+            self.moves += 1
+            self._beat.warn(
+                f"{FAILED_OVER} {endpoint} now, since {failed[0]} failed ({failed[1]})."
+            )
 
     def run(
         self,
@@ -146,6 +186,7 @@ class Failover:
         tries = slow = 0
         maybe_earlier = False
         unreachable: set[Endpoint] = set()
+        failed: tuple[Endpoint, str] | None = None
         index = self._current
         while True:
             endpoint = self.endpoints[index % len(self.endpoints)]
@@ -158,8 +199,7 @@ class Failover:
             if isinstance(result, Trouble):
                 result = self.in_context(result)
             if not isinstance(result, Trouble):
-                self._current = index % len(self.endpoints)
-                self.last_good = endpoint
+                self._stay_with(index, failed)
                 self.answered.add(endpoint)
                 return Answer(result, endpoint, maybe_earlier)
             if result.failure in (retry.Failure.NOT_SENT, retry.Failure.TLS):
@@ -181,13 +221,14 @@ class Failover:
             if step is retry.Step.RAISE:
                 if result.failure is retry.Failure.FINAL and not result.not_etcd:
                     # A refusal of etcd's is an answer, too.
-                    self._current = index % len(self.endpoints)
-                    self.last_good = endpoint
+                    self._stay_with(index, failed)
                 else:
                     self._current = (index + 1) % len(self.endpoints)
+                    self._left = failed or (endpoint, result.reason)
                 raise self.error(
                     result, endpoint, what, tries, started, maybe_earlier
                 ) from result.cause
+            failed = failed or (endpoint, result.reason)
             del result  # and the frames that its exception knows
             index += 1
             rounds, rest = divmod(tries, len(self.endpoints))
@@ -231,15 +272,26 @@ class Failover:
         )
         if maybe_applied:
             message += " It may or may not have been applied."
-        if trouble.not_etcd or trouble.failure is retry.Failure.TLS:
-            error = EtcdProtocolError(message)
-            error.api_missing = trouble.api_missing
-            return error
-        if final:
-            if trouble.code in _ABOUT_THE_USER:
-                refusal = EtcdAuthError(message, trouble.code, trouble.reason)
-                refusal.may_mend = trouble.may_mend
-                return refusal
-            kind = EtcdLimitError if remedy else EtcdReplyError
-            return kind(message, trouble.code, trouble.reason)
-        return EtcdConnectionError(message)
+        error = _error_of(trouble, message, final=final, about_limits=bool(remedy))
+        error.reason = reason
+        return error
+
+
+def _error_of(
+    trouble: Trouble, message: str, *, final: bool, about_limits: bool
+) -> EtcdError:
+    """
+    Return the error of the right kind for a failed operation.
+    """
+    if trouble.not_etcd or trouble.failure is retry.Failure.TLS:
+        error = EtcdProtocolError(message)
+        error.api_missing = trouble.api_missing
+        return error
+    if final:
+        if trouble.code in _ABOUT_THE_USER:
+            refusal = EtcdAuthError(message, trouble.code, trouble.reason)
+            refusal.may_mend = trouble.may_mend
+            return refusal
+        kind = EtcdLimitError if about_limits else EtcdReplyError
+        return kind(message, trouble.code, trouble.reason)
+    return EtcdConnectionError(message)

@@ -32,11 +32,14 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from ._backend import CONNECTION_FAILED, EtcdRendezvousBackend
+from ._clocks import ClockWatch
 from ._guard import GuardedBackend
-from ._log import BEAT_SECONDS, SlowBeat, log
+from ._log import BEAT_SECONDS, SlowBeat, SlowLog, log
+from ._metrics import Metrics
 from ._outages import Outages, absence, is_hopeless, listed
-from ._params import HANDLER_SETTINGS
+from ._settings import HANDLER_SETTINGS
 from ._signals import signalled
+from ._space import Growth
 
 __all__ = ["EtcdRendezvousHandler", "settings_of_torch"]
 
@@ -117,6 +120,14 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         # here, with what it means for the job.
         backend.leave_reports_to_caller()
         self._beat = self._holder.beat
+        self._log = SlowLog()
+        settings = self.settings
+        expiry = settings.keep_alive_interval * settings.keep_alive_max_attempt
+        backend.watch_clocks(ClockWatch(expiry.total_seconds()))
+        self._lookout = backend.lookout(settings.keep_alive_interval.total_seconds())
+        self._metrics = Metrics(
+            lost_swaps=lambda: backend.lost_swaps, failovers=lambda: backend.failovers
+        )
         self._outages = Outages(self.settings.run_id, self._beat)
 
     @classmethod
@@ -180,10 +191,14 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         join_seconds = self.settings.timeout.join.total_seconds()
         deadline = time.monotonic() + join_seconds
         try:
-            with self._holder.joining(join_seconds), self._short_bootstrap():
+            with (
+                self._metrics.of_joining(),
+                self._holder.joining(join_seconds),
+                self._short_bootstrap(),
+            ):
                 while True:
                     try:
-                        return super().next_rendezvous()
+                        info = super().next_rendezvous()
                     except DistNetworkError as error:
                         _raise_if_hopeless(error)
                         if time.monotonic() >= deadline:
@@ -196,13 +211,16 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
                         _raise_if_hopeless(error)
                         if time.monotonic() >= deadline:
                             raise
-                        log.warning(
+                        self._log.warning(
                             "Rank 0 of round %d of '%s' did not say in %g s where to "
                             "meet; joining the next round.",
                             self._holder.state.round,
                             self.settings.run_id,
                             self._bootstrap_seconds,
                         )
+                    else:
+                        self._metrics.put_nodes(info.world_size)
+                        return info
         except RendezvousTimeoutError as error:
             # torch's has no text, and has withdrawn this node by now.
             state = describe(self._holder.state, self.settings, self._this_node)
@@ -340,6 +358,19 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
         limit = settings.keep_alive_interval * settings.keep_alive_max_attempt
         with self._backend.time_limit(limit.total_seconds()):
             super()._keep_alive()
+        self._look_out()
+
+    def _look_out(self) -> None:
+        """
+        Let the node of rank 0 look how full etcd is, and how quickly it is filled.
+        """
+        lookout, state = self._lookout, self._holder.state
+        if lookout is None or not lookout.is_due or self._holder.is_away:
+            return
+        if state.participants.get(self._this_node) == 0:
+            interval = self.settings.keep_alive_interval.total_seconds()
+            nodes = len(state.last_heartbeats)
+            lookout.look(Growth(self._backend.state_bytes, nodes, interval))
 
 
 class StateHolder(_BackendRendezvousStateHolder):
@@ -372,6 +403,13 @@ class StateHolder(_BackendRendezvousStateHolder):
         self._last_contact: float | None = None
         self._was_away = False
         self._evict_from = float("-inf")
+
+    @property
+    def is_away(self) -> bool:
+        """
+        Whether etcd did not answer last.
+        """
+        return self._was_away
 
     @contextmanager
     def joining(self, seconds: float) -> Iterator[None]:

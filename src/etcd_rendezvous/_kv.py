@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from ._errors import EtcdSettingError
-from ._params import DEFAULT_STORE_TTL, DEFAULT_STORE_TTL_V2
+from ._settings import DEFAULT_STORE_TTL, DEFAULT_STORE_TTL_V2
 
 if TYPE_CHECKING:
+    from ._clocks import ClockWatch
+    from ._lookout import Lookout
     from ._v3.client import EtcdClient
 
 __all__ = [
@@ -110,6 +112,26 @@ class StateKey(Protocol):
     def read_timeout(self) -> float:
         """
         The seconds that an operation may take if its caller does not say.
+        """
+
+    @property
+    def failovers(self) -> int:
+        """
+        How often operations have gone from one endpoint to another.
+        """
+
+    def watch_clocks(self, clocks: ClockWatch) -> None:
+        """
+        Compare this machine's clock with those of who answers, now and then.
+        """
+
+    def lookout(self, key: str, interval: float) -> Lookout | None:
+        """
+        Return what looks how full etcd is; None where that can't be asked (v2).
+
+        Args:
+            key: The key.
+            interval: The seconds between two heartbeats.
         """
 
     def state_key(self, key_prefix: str | None, run_id: str) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ._errors import EtcdLimitError
 
-__all__ = ["concerns_size", "refuse_over", "remedy_of"]
+__all__ = ["concerns_size", "is_near", "near_in_words", "refuse_over", "remedy_of"]
 
 _QUOTA: Final = "database space exceeded"
 _OF_REQUESTS: Final = (
@@ -29,6 +29,7 @@ _REMEDIES: Final = {
     "POST too large": "etcd's v2 takes 10 MiB at most: write less at once, or use "
     "etcd-v3",
 }
+_NEAR: Final = 0.8
 _INVALID_ARGUMENT: Final = 3  # the code of "request is too large"
 
 
@@ -50,6 +51,37 @@ def concerns_size(error: EtcdLimitError) -> bool:
     Say whether it is about the size of one request or reply, not about all there is.
     """
     return _QUOTA not in error.text
+
+
+def is_near(limit: int, key: str, value: bytes) -> bool:
+    """
+    Say whether a write takes four fifths of what a request may have, or more.
+
+    Args:
+        limit: The most bytes of a request.
+        key: The key.
+        value: The value.
+    """
+    return len(key) + len(value) >= limit * _NEAR
+
+
+def near_in_words(limit: int, key: str, value: bytes, nodes: int | None) -> str:
+    """
+    Say that a state is nearly too large, and what to do.
+
+    Args:
+        limit: The most bytes of a request.
+        key: The key.
+        value: The value.
+        nodes: How many nodes it holds; None if that is not known.
+    """
+    size = len(key.encode()) + len(value)
+    held = "" if nodes is None else f" with {nodes} node(s)"
+    return (
+        f"The rendezvous state '{key}'{held} has {size} bytes, and a request may have "
+        f"{limit} (request_limit): soon no more nodes can join. Raise "
+        "--max-request-bytes on every member of etcd, and request_limit with it."
+    )
 
 
 def refuse_over(limit: int, key: str, value: bytes) -> None:

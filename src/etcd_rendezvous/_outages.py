@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ._errors import EtcdAuthError, EtcdLimitError, EtcdReplyError
-from ._log import SlowBeat, log
+from ._log import SlowBeat
 
 __all__ = ["MOST_NAMES", "Outages", "absence", "is_hopeless", "listed"]
 
@@ -61,6 +61,7 @@ class Outages:
     def __init__(self, run_id: str, beat: SlowBeat) -> None:
         self._run_id = run_id
         self._beat = beat
+        self._back = beat.another()
         self._said = False
 
     def begin(self, reason: str, what: str = "etcd is away") -> None:
@@ -80,6 +81,6 @@ class Outages:
         """
         Say that it is back, if it was said to be away.
         """
-        if self._said:
-            self._said = False
-            log.warning("etcd answers '%s' again.", self._run_id)
+        # Where it comes and goes, a later call says so.
+        if self._said and self._back.is_due():
+            self._said = not self._back.warn(f"etcd answers '{self._run_id}' again.")

@@ -26,11 +26,18 @@ def etcd_v3() -> "Callable[[RendezvousParameters], RendezvousHandler]":
 
     With ``ETCD_RENDEZVOUS_INSTALL=1`` it also takes over torch's name `etcd-v2`.
     """
-    import os
-
-    if os.environ.get("ETCD_RENDEZVOUS_INSTALL", "0").lower() not in _OFF:
+    if takes_over():
         _take_over()
     return _create
+
+
+def takes_over() -> bool:
+    """
+    Say whether the environment lets us take over torch's name `etcd-v2`.
+    """
+    import os
+
+    return os.environ.get("ETCD_RENDEZVOUS_INSTALL", "0").lower() not in _OFF
 
 
 def _take_over() -> None:

@@ -12,12 +12,42 @@ from typing import Final
 
 import urllib3
 
-__all__ = ["CONNECTIONS_PER_POOL", "Count", "Usage", "counted"]
+from ._settings import Endpoint, TlsFiles
+
+__all__ = ["CONNECTIONS_PER_POOL", "Count", "Usage", "counted", "new_pool"]
 
 # For as many threads at the same time; what more of them need is not kept.
 CONNECTIONS_PER_POOL: Final = 32
 # What stays open to an endpoint when nothing is under way.
 _IDLE_CONNECTIONS: Final = 2
+
+
+def new_pool(
+    endpoint: Endpoint, tls: TlsFiles, size: int
+) -> urllib3.HTTPConnectionPool:
+    """
+    Make a pool of connections to an endpoint, which sends nothing twice by itself.
+
+    Args:
+        endpoint: The endpoint.
+        tls: Certificates, for ``https``.
+        size: How many connections it keeps.
+    """
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    if endpoint.scheme == "http":
+        return urllib3.HTTPConnectionPool(
+            host, endpoint.port, maxsize=size, retries=False
+        )
+    return urllib3.HTTPSConnectionPool(
+        host,
+        endpoint.port,
+        maxsize=size,
+        retries=False,
+        cert_file=tls.cert,
+        key_file=tls.key,
+        ca_certs=tls.ca,
+        cert_reqs="CERT_REQUIRED",
+    )
 
 
 class Usage:

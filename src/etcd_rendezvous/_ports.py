@@ -30,7 +30,7 @@ def find_free_port() -> socket.socket:
     Find a free port of localhost; torch's ``etcd_server.find_free_port``.
 
     Returns:
-        A socket that listens on it. Close it right before the port is used: until
+        A socket that listens on it. Close it right before the port is used; until
         then nobody else gets it, afterwards anybody may.
 
     Raises:

@@ -148,7 +148,7 @@ class EtcdServer:
     @property
     def serves_v2(self) -> bool:
         """
-        Whether the v2 API is served: always where the binary knows it.
+        Whether the v2 API is served, as it is wherever the binary knows it.
         """
         return (
             self._binary.knows("--enable-v2")
@@ -709,7 +709,7 @@ class EtcdCluster:
     @property
     def endpoints(self) -> list[str]:
         """
-        The endpoint of each member, as host:port.
+        The endpoint of each member, as ``host:port``.
         """
         return [member.get_endpoint() for member in self._members]
 

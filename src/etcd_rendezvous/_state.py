@@ -42,6 +42,8 @@ class Node:
     """
     Stands for torch's description of a node.
 
+    A state may hold one node several times; equal ones have the same ``id``.
+
     Attributes:
         addr: Its address.
         pid: The process id of its agent.
@@ -51,6 +53,13 @@ class Node:
     addr: str
     pid: int
     local_id: int
+
+    @property
+    def id(self) -> str:
+        """
+        What torch's logs call it.
+        """
+        return f"{self.addr}_{self.pid}_{self.local_id}"
 
 
 class State:
@@ -178,14 +187,13 @@ def count_nodes(state: bytes) -> int | None:
         found = read_state(state)
     except StateRefusedError:
         return None
-    return len(
-        {
-            *found.participants,
-            *found.wait_list,
-            *found.redundancy_list,
-            *found.last_heartbeats,
-        }
+    lists = (
+        found.participants,
+        found.wait_list,
+        found.redundancy_list,
+        found.last_heartbeats,
     )
+    return len({node.id for nodes in lists for node in nodes})
 
 
 def is_closed(state: bytes) -> bool:

@@ -15,7 +15,7 @@ from torch.distributed import DistNetworkError, DistStoreError, Store
 
 from ._errors import EtcdError, EtcdLimitError, EtcdSettingError
 from ._kv import StoreKeys, store_keys
-from ._params import LEAST_TTL
+from ._settings import LEAST_TTL
 
 try:
     from torch.distributed import QueueEmptyError

@@ -42,11 +42,12 @@ from etcd_rendezvous import (
     create_backend,
     create_handler,
 )
+from etcd_rendezvous._clocks import ClockWatch
 from etcd_rendezvous._live import closer, node
 from support import etcds, users
 from support.live import Nodes, wait_for_waiting
 from support.oldgateway import old_gateway
-from support.quota import SMALL_QUOTA, use_up
+from support.quota import SMALL_QUOTA, fill, use_up
 from support.scripted import ScriptedServer, close, raw, refused_endpoint, reply
 from support.security import Authority, switch_authentication_on
 from support.torchrun import clean_environment, wait_until
@@ -298,13 +299,16 @@ class Trouble:
 
     # -- sizes
 
-    def too_large(self, endpoint, name="etcd-v3", nodes=20_000, **config):
-        backend, _ = create_backend(self.parameters(endpoint, name, **config))
+    def state_of(self, nodes):
         state = _RendezvousState()
         state.participants = {
             _NodeDesc(f"node-{number}", 1, 0): number for number in range(nodes)
         }
-        return self.refused_by(lambda: backend.set_state(pickle.dumps(state)))
+        return pickle.dumps(state)
+
+    def too_large(self, endpoint, name="etcd-v3", nodes=20_000, **config):
+        backend, _ = create_backend(self.parameters(endpoint, name, **config))
+        return self.refused_by(lambda: backend.set_state(self.state_of(nodes)))
 
     def refused_by(self, call, kind=RendezvousConnectionError):
         with pytest.raises(kind) as caught:
@@ -368,13 +372,14 @@ class Trouble:
         )
         handler.next_rendezvous()
         use_up(endpoint)
-        deadline = time.monotonic() + 20
-        while "etcd_rendezvous" not in {one.name for one in self.caplog.records}:
-            assert time.monotonic() < deadline
-            assert handler.num_nodes_waiting() == 0
-            time.sleep(0.1)
+        said = self.line(
+            "the running round", lambda: self.assert_running(handler), every=0.1
+        )
         handler._stop_heartbeats()
-        return self.warned()
+        return said
+
+    def assert_running(self, handler):
+        assert handler.num_nodes_waiting() == 0
 
     # -- what is installed
 
@@ -584,6 +589,55 @@ class Trouble:
         create_handler(self.parameters(self.make_server().get_endpoint()))
         return self.warned()
 
+    # -- what will go wrong
+
+    @into("A member of etcd has failed")
+    def failed_over(self):
+        server = self.make_server().get_endpoint()
+        with refused_endpoint() as gone, EtcdClient(f"{gone},{server}") as client:
+            client._transport.failover._current = 0
+            client.get("/key")
+        return self.warned()
+
+    @into("Clocks differ")
+    def clocks(self):
+        backend, _ = create_backend(self.parameters(self.make_server().get_endpoint()))
+        backend.watch_clocks(ClockWatch(15.0, wall=lambda: time.time() + 20))
+        backend.get_state()
+        return self.warned()
+
+    @into("The state is nearly as large as a request may be")
+    def nearly_large_state(self):
+        endpoint = self.make_server().get_endpoint()
+        state = self.state_of(20)
+        limit = len(state) * 4 // 3 * 10 // 9
+        params = self.parameters(endpoint, request_limit=limit)
+        create_backend(params)[0].set_state(state)
+        return self.warned()
+
+    def heart_beats(self, endpoint, words):
+        """
+        Let a node of torch's handler send heartbeats until there is a line.
+        """
+        handler = create_handler(
+            self.parameters(endpoint, most=1, keep_alive_interval=1)
+        )
+        handler.next_rendezvous()
+        try:
+            return self.line(words)
+        finally:
+            handler._stop_heartbeats()
+
+    @into("etcd's quota is nearly used up")
+    def near_quota(self):
+        endpoint = self.without_room()
+        fill(endpoint, 0.85)
+        return self.heart_beats(endpoint, "of its quota")
+
+    @into("Heartbeats fill etcd's history")
+    def growth(self):
+        return self.heart_beats(self.without_room(), "The heartbeats")
+
     # -- etcd-live
 
     def nodes(self, endpoint=None):
@@ -596,16 +650,17 @@ class Trouble:
         endpoint = endpoint or self.make_server().get_endpoint()
         return self.stack.enter_context(Nodes(endpoint, self.run_id))
 
-    def line(self, words):
+    def line(self, words, meanwhile=lambda: None, every=0.05):
         """
         Wait for a warning with these words.
         """
 
         def found():
+            meanwhile()
             said = [one.getMessage() for one in self.caplog.records]
             return [line for line in said if words in line]
 
-        return wait_until("a line", found, seconds=20)[0]
+        return wait_until("a line", found, seconds=20, every=every)[0]
 
     def failed(self, joining, kind):
         with pytest.raises(kind) as caught:
@@ -820,7 +875,7 @@ def test_every_row_is_tried():
     """
     There is a way into each trouble of the page.
     """
-    assert len(rows()) == PAGE.read_text().count("\n| ") - 8  # the heads of the tables
+    assert len(rows()) == PAGE.read_text().count("\n| ") - 9  # the heads of the tables
     assert set(TROUBLES) == set(rows())
 
 

@@ -234,7 +234,7 @@ def test_torchs_defaults(newest_v3, run_id, monkeypatch):
     """
     assert torchs_module.EtcdRendezvousBackend._DEFAULT_TTL == 7200
     monkeypatch.setattr(
-        "etcd_rendezvous._params.DEFAULT_PORT", newest_v3.server.get_port()
+        "etcd_rendezvous._settings.DEFAULT_PORT", newest_v3.server.get_port()
     )
     for endpoint in ("", "localhost", "127.0.0.1"):
         backend, store = create_backend(parameters("etcd-v3", endpoint, run_id))
@@ -300,7 +300,8 @@ def test_choice_is_logged_once(newest_v3, run_id, caplog):
 
         (line,) = [text for text in caplog.messages if "API" in text]
         assert run_id in line
-        assert f"v3 API at http://{newest_v3.endpoint} with read_timeout=60 s" in line
+        assert f"v3 API at http://{newest_v3.endpoint} (etcd " in line
+        assert f"(etcd {newest_v3.server.version} answers) with read_timeout" in line
         assert "closed_ttl=7 s" in line
     assert "join_timeout=600 s" in line
     assert "keep_alive_interval=2 s" in line
@@ -747,11 +748,13 @@ def test_new_state_has_an_empty_store(newest_served, run_id):
     endpoint = newest_served.endpoint
     backend, store = create_backend(parameters(name, endpoint, run_id))
     neighbour, kept = create_backend(parameters(name, endpoint, f"{run_id}1"))
+    _, dotted = create_backend(parameters(name, endpoint, f"{run_id}.1"))
     key = f"torch.rendezvous.{run_id}.0/MASTER_ADDR"
     counter = f"torch.rendezvous.{run_id}.0/count"
     theirs = f"torch.rendezvous.{run_id}1.0/MASTER_ADDR"
     neighbour.set_state(b"neighbour")
     kept.set(theirs, "there")
+    dotted.set(f"torch.rendezvous.{run_id}.1.0/MASTER_ADDR", "there")
     _, token, _ = backend.set_state(b"one")
     store.set(key, "old")
     assert store.add(counter, 7) == 7
@@ -766,6 +769,7 @@ def test_new_state_has_an_empty_store(newest_served, run_id):
     assert store.check([key]) is False
     assert store.add(counter, 1) == 1
     assert kept.get(theirs) == b"there"
+    assert dotted.get(f"torch.rendezvous.{run_id}.1.0/MASTER_ADDR") == b"there"
 
 
 # --- Handlers
@@ -884,7 +888,7 @@ def test_create_backend_starts_no_etcd(embedded, run_id, monkeypatch):
     """
     with refused_endpoint() as endpoint:
         port = int(endpoint.rsplit(":", 1)[1])
-        monkeypatch.setattr("etcd_rendezvous._params.DEFAULT_PORT", port)
+        monkeypatch.setattr("etcd_rendezvous._settings.DEFAULT_PORT", port)
         cause, _ = refused(parameters("etcd-v3", "", run_id, most=1))
 
     assert f"localhost:{port}" in str(cause)

@@ -25,7 +25,8 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from etcd_rendezvous import create_backend, create_handler
-from etcd_rendezvous._state import StateRefusedError, read_state
+from etcd_rendezvous._state import StateRefusedError, count_nodes, read_state
+from support.runs import torchs_state
 
 pytestmark = pytest.mark.torch
 
@@ -259,3 +260,12 @@ def test_what_it_costs():
     ours, torchs = best(read_state), best(pickle.loads)
     assert ours <= 3 * torchs
     assert ours <= 0.002
+
+
+def test_a_node_in_two_objects_counts_once():
+    """
+    Torch's states hold equal nodes that are not the same object.
+    """
+    state = torchs_state({"n0": 1, "n1": 2, "n2": 3}, waiting=["n1"], spares=["n2"])
+
+    assert count_nodes(state) == 3

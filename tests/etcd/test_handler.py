@@ -15,6 +15,7 @@ import pytest
 
 pytestmark = pytest.mark.torch
 
+import torch  # noqa: E402
 from torch.distributed.elastic.multiprocessing.api import (  # noqa: E402
     SignalException,
 )
@@ -31,7 +32,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (  # noqa: E
 from etcd_rendezvous import _handler as handler_module  # noqa: E402
 from etcd_rendezvous import create_backend, create_handler  # noqa: E402
 from etcd_rendezvous._handler import settings_of_torch  # noqa: E402
-from etcd_rendezvous._params import HANDLER_SETTINGS  # noqa: E402
+from etcd_rendezvous._settings import HANDLER_SETTINGS  # noqa: E402
 
 
 def parameters(endpoint, run_id, *, least=1, most=2, addr=None, **config):
@@ -126,7 +127,9 @@ def test_nobody_is_evicted_right_after_an_outage(own_server, run_id):
 
     assert other in handler._holder.state.participants
 
-    deadline = time.monotonic() + 8
+    # Torch's own 15 s where it can't be told another time.
+    most = 8 if "keep_alive_interval" in settings_of_torch() else 25
+    deadline = time.monotonic() + most
     while other in handler._holder.state.participants:
         assert time.monotonic() < deadline, "a dead node is never evicted"
         handler.num_nodes_waiting()
@@ -241,9 +244,13 @@ def test_an_agent_that_a_signal_ends_closes_nothing(
 
 def test_settings_of_the_installed_torch():
     """
-    What the handler of the installed torch reads is what our pages say that it does.
+    What the handler of the installed torch reads is what our pages say that it does;
+    one that is older than theirs may read less.
     """
-    assert settings_of_torch() == HANDLER_SETTINGS
+    read = settings_of_torch()
+
+    assert read <= HANDLER_SETTINGS
+    assert read == HANDLER_SETTINGS or torch.__version__ < "2.13"
 
 
 @pytest.mark.parametrize(

@@ -240,28 +240,18 @@ def metrics(members, name):
 
 def test_the_page_names_what_there_is():
     """
-    Files, fields and names of the page are those of the examples; its PyTorchJob, which
-    no schema checks, says what torchrun's variables need.
+    Files and names of the page are those of the examples, in its PyTorchJob, too.
     """
     text = PAGE.read_text("utf-8")
-    (block,) = re.findall(
-        r"^```yaml\n(apiVersion: kubeflow.*?)^```$", text, re.MULTILINE | re.DOTALL
-    )
-    spec = yaml.safe_load(block)["spec"]
-    elastic = spec["elasticPolicy"]
-    worker = spec["pytorchReplicaSpecs"]["Worker"]
+    host = re.search(r"rdzvHost: (\S+)", text)[1]
     services = {
         one["metadata"]["name"]
         for one in documents("etcd.yaml")
-        if "Service" == one["kind"]
+        if one["kind"] == "Service"
     }
     applied = re.findall(r"kubectl apply -f (\S+)", text)
 
-    assert elastic["rdzvHost"] in services
-    assert worker["replicas"] == elastic["maxReplicas"]
-    assert ["torchrun", "train.py"] == worker["template"]["spec"]["containers"][0][
-        "command"
-    ]
+    assert host in services
     assert applied
     assert all((ROOT / path).is_file() for path in applied)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """
-What `docs/live.md` shows of etcd, and what `docs/library.md` does with handlers.
+What `docs/live.md` shows of etcd.
 """
 
 from __future__ import annotations
@@ -98,16 +98,3 @@ def test_keys_that_come_and_go(make_server, run_id):
 
         assert client.get(keys.closed) is not None
         assert client.get(keys.closer) is None
-
-
-@pytest.mark.parametrize(
-    "number", range(len(blocks("library.md", "Handler", "python")))
-)
-def test_handlers_of_the_library_page(number, newest_etcd_binary, monkeypatch):
-    """
-    The page's code does what it says.
-    """
-    monkeypatch.setenv("TORCHELASTIC_ETCD_BINARY_PATH", newest_etcd_binary)
-    code = blocks("library.md", "Handler", "python")[number]
-
-    exec(compile(code, "library.md", "exec"), {})

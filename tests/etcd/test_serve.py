@@ -99,7 +99,7 @@ def test_serves_until_it_is_asked_to_end(start_serve, tmp_path, number):
     """
     serve = start_serve("--port", "0")
     endpoint = serve.read_until(
-        r"^  torchrun --nnodes=2:4 --max-restarts=10 --rdzv-backend=etcd-v3 "
+        r"^  torchrun --nnodes=2:4 --max-restarts=10 --rdzv-backend=etcd-live "
         r"--rdzv-endpoint=(127\.0\.0\.1:\d+) --rdzv-id=JOB train\.py$"
     )[1]
     assert etcd_answers(endpoint)

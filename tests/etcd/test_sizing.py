@@ -14,7 +14,7 @@ import pytest
 
 from etcd_rendezvous._live import node as live_node
 from etcd_rendezvous._live.settings import LiveSettings
-from etcd_rendezvous._params import parse_settings
+from etcd_rendezvous._settings import parse_settings
 
 pytestmark = pytest.mark.torch
 

@@ -8,6 +8,7 @@ The commands of `docs/launchers.md` are run as they stand there.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ import pytest
 from torch.distributed.run import determine_local_world_size
 
 from support.launched import SCRIPTS, Nodes, one_world, told
+from support.pages import block
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
@@ -299,6 +301,54 @@ def test_command_of_the_page(nodes, heading, script):
     run_page(nodes, heading, script)
 
     one_world(nodes.finish(), 2, nodes.run_id)
+
+
+def test_variables_as_the_page_sets_them(nodes):
+    """
+    With nothing but the page's variables torchrun, on two nodes, is a job of two.
+    """
+    shown = block("launchers.md", "torchrun", 1).text
+    for _ in range(2):
+        nodes.start(["bash", "-euc", filled_in(shown, nodes)])
+
+    one_world(nodes.finish(), 2, nodes.run_id)
+
+
+def test_the_function_of_the_page(nodes):
+    """
+    The page's program, on two nodes, is a job of two, each of which gets the result of
+    its own worker.
+    """
+    code = block("launchers.md", "A function").text
+    for placeholder, text in (("HOST:2379", nodes.endpoint), ("JOB", nodes.run_id)):
+        assert placeholder in code
+        code = code.replace(placeholder, text)
+    program = nodes.folder / "program.py"
+    program.write_text(f"{code}    print(results)\n", "utf-8")
+    for _ in range(2):
+        nodes.start([sys.executable, str(program)])
+    nodes.finish()
+
+    assert {"{0: None}", "{1: None}"} <= set(nodes.said().splitlines())
+
+
+def test_lightning_is_told_as_on_the_page():
+    """
+    The script that Lightning is tested with tells its Trainer what the page does.
+    """
+
+    def arguments(code):
+        (call,) = [
+            node
+            for node in ast.walk(ast.parse(code))
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Trainer")
+        ]
+        return {ast.unparse(keyword) for keyword in call.keywords}
+
+    shown = arguments(block("launchers.md", "Lightning", 1).text)
+
+    assert shown
+    assert shown <= arguments((HERE / "once_lightning.py").read_text("utf-8"))
 
 
 def test_command_for_torchx(nodes):

@@ -5,7 +5,15 @@ Any node may die, rank 0's included: through torchrun, with TCPStore sharing on.
 
 from __future__ import annotations
 
+import contextlib
+import re
+import subprocess
+import sys
+
 import pytest
+
+from support.runs import check
+from support.torchrun import clean_environment
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
@@ -35,20 +43,47 @@ def one_master_a_world(job):
         assert world.master[0] == job.agents[rank_0].address
 
 
+@contextlib.contextmanager
+def watched(job, *arguments):
+    """
+    Watch a job by the command; yields a list that has its lines in the end.
+    """
+    lines = []
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "etcd_rendezvous", "status", job.run_id, "--watch"),
+            *("--interval=0.3", f"--rdzv-endpoint={job.endpoint}", *arguments),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environment(PYTHONUNBUFFERED="1"),
+    )
+    try:
+        yield lines
+    finally:
+        process.terminate()
+        lines += process.communicate()[0].splitlines()
+
+
 @pytest.mark.parametrize("job", ["etcd-v3", "etcd-live"], indirect=True)
 def test_the_node_of_rank_0_dies_a_newcomer_comes_a_worker_fails(job):
     """
     In every round all workers have the same MASTER_ADDR and MASTER_PORT, those of that
-    round's rank 0, and the job ends well.
+    round's rank 0, and the job ends well. Who watches is told who is missing.
     """
     for name in "abc":
         job.start(name)
     first = job.wait_for_world({"a", "b", "c"})
     job.wait_for_steps(first, 3)
 
-    assert job.agents["a"].kill_node()
-    second = job.wait_for_world({"b", "c"}, after=first)
-    job.wait_for_steps(second, 3)
+    conf = ",".join(f"{name}={value}" for name, value in CONF.items())
+    with (
+        watched(job, f"--rdzv-conf={conf}") as lines,
+        watched(job, f"--rdzv-conf={conf}", "--json") as objects,
+    ):
+        assert job.agents["a"].kill_node()
+        second = job.wait_for_world({"b", "c"}, after=first)
+        job.wait_for_steps(second, 3)
 
     # It sorts before all others: neither survivor's old master is right any more.
     job.start("newcomer", number=10)
@@ -64,6 +99,21 @@ def test_the_node_of_rank_0_dies_a_newcomer_comes_a_worker_fails(job):
     ranks_0 = [one.joined[0]["node"] for one in (first, second, third, fourth)]
     assert ranks_0 == ["a", "b", "newcomer", "newcomer"]
     one_master_a_world(job)
+    see_the_loss(job, lines, [check(line)["runs"][0] for line in objects])
+
+
+def see_the_loss(job, lines, runs):
+    """
+    Check what was told to who watched while node a was lost.
+    """
+    a, b, c = (job.agents[name].address for name in "abc")
+    text = "\n".join(lines)
+    assert "round 0 is complete: 3 nodes" in text
+    assert re.search(rf": {a} (is lost|left, or is gone)$", text, re.MULTILINE)
+    assert re.search(": round 1 is complete with 2 nodes$", text, re.MULTILINE)
+    assert any(a in run["missing"] for run in runs if run["phase"] == "forming")
+    assert [b, c] == [one["address"] for one in runs[-1]["participants"]]
+    assert [runs[0]["phase"], runs[-1]["phase"]] == ["complete", "complete"]
 
 
 # `test_live.py` has more of it.

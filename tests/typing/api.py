@@ -5,6 +5,7 @@ The public API as a user writes it. mypy checks this file; nothing runs it.
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,10 +20,12 @@ from torch.distributed.elastic.rendezvous import (
 
 import etcd_rendezvous
 from etcd_rendezvous import (
+    EtcdAuthError,
     EtcdClient,
     EtcdCluster,
     EtcdConnectionError,
     EtcdError,
+    EtcdLimitError,
     EtcdLiveRendezvousHandler,
     EtcdOutcomeUnknownError,
     EtcdProtocolError,
@@ -31,11 +34,17 @@ from etcd_rendezvous import (
     EtcdReplyError,
     EtcdServer,
     EtcdServerError,
+    EtcdServerTimeoutError,
     EtcdSettingError,
     EtcdStore,
     EtcdStoreTimeoutError,
+    PortTakenError,
     create_backend,
     create_handler,
+    find_free_port,
+    install,
+    stop_etcd,
+    uninstall,
 )
 
 version: str = etcd_rendezvous.__version__
@@ -148,6 +157,16 @@ def use_servers(folder: Path) -> None:
     print(host, port, endpoint, pid, serves_v2, status, leader, members, endpoints)
 
 
+def use_names_of_torch(process: subprocess.Popen[bytes]) -> None:
+    with find_free_port() as free:
+        listening: socket.socket = free
+    install()
+    uninstall()
+    stop_etcd(process, data_dir="/tmp/etcd")
+    stop_etcd(None)
+    print(listening)
+
+
 def use_errors(error: EtcdError) -> str:
     if isinstance(error, EtcdReplyError):
         code: int = error.code
@@ -158,13 +177,20 @@ def use_errors(error: EtcdError) -> str:
 
 
 every_error: list[type[EtcdError]] = [
+    EtcdAuthError,
     EtcdConnectionError,
+    EtcdLimitError,
     EtcdOutcomeUnknownError,
     EtcdProtocolError,
     EtcdReplyError,
     EtcdServerError,
+    EtcdServerTimeoutError,
     EtcdSettingError,
+    PortTakenError,
 ]
+reply_errors: list[type[EtcdReplyError]] = [EtcdAuthError, EtcdLimitError]
+port_error: type[EtcdServerError] = PortTakenError
+server_timeout: type[TimeoutError] = EtcdServerTimeoutError
 setting_error: type[ValueError] = EtcdSettingError
 server_error: type[RuntimeError] = EtcdServerError
 timeout_error: type[LookupError] = EtcdStoreTimeoutError

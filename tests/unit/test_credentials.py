@@ -13,7 +13,7 @@ from etcd_rendezvous._credentials import (
     PASSWORD_VARIABLE,
     USER_VARIABLE,
 )
-from etcd_rendezvous._params import parse_settings
+from etcd_rendezvous._settings import parse_settings
 
 SECRET = "xyzzy-42"
 

@@ -7,12 +7,21 @@ What is said, and how often.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 
 import pytest
 
-from etcd_rendezvous._log import BEAT_SECONDS, SlowBeat, log, log_under_torchrun
+from etcd_rendezvous._log import (
+    BEAT_SECONDS,
+    SlowBeat,
+    SlowLog,
+    log,
+    log_under_torchrun,
+)
+from etcd_rendezvous._outages import Outages
 from support.clock import Clock
+from support.lines import Lines
 
 
 @pytest.fixture
@@ -122,6 +131,105 @@ def test_many_threads(clock, lines):
         "All at once.",
         "Later. (159 more like this since the last line)",
     ] == lines()
+
+
+def test_another_time(clock, lines):
+    """
+    A beat may be slower; another one like it counts by itself.
+    """
+    beat = SlowBeat(clock, 600.0)
+    other = beat.another()
+    said = []
+    for clock.now in (0.0, 599.0, 600.0):
+        said += [beat.is_due(), beat.warn("One."), other.warn("Two.")]
+
+    assert [True, True, True, False, False, False, True, True, True] == said
+    assert [
+        "One.",
+        "Two.",
+        "One. (1 more like this since the last line)",
+        "Two. (1 more like this since the last line)",
+    ] == lines()
+
+
+def test_a_beat_after_fork(clock, lines):
+    """
+    A child that was forked while a thread spoke can speak.
+    """
+    beat = SlowBeat(clock)
+    with beat._lock:
+        child = os.fork()
+        if not child:
+            said = beat.warn("Said by the child.")
+            os._exit(0 if said else 1)
+        _, status = os.waitpid(child, 0)
+
+    assert 0 == status
+    assert beat.warn("Said by the parent.")
+
+
+# -- several things ----------------------------------------------------------------
+
+
+def test_lines_of_several_kinds(clock, caplog):
+    """
+    Each kind of line has a beat of its own, whatever stands in it, and its level.
+    """
+    caplog.set_level(logging.INFO, "etcd_rendezvous")
+    slow = SlowLog(clock)
+    for clock.now in (0.0, 9.0, 10.0):
+        slow.info("Round %d.", clock.now)
+        slow.warning("Lost %s.", "a%s")
+        try:
+            raise OSError("it broke")
+        except OSError:
+            slow.exception("Started again.")
+
+    assert [
+        ("INFO", "Round 0."),
+        ("WARNING", "Lost a%s."),
+        ("ERROR", "Started again."),
+        ("INFO", "Round 10. (1 more like this since the last line)"),
+        ("WARNING", "Lost a%s. (1 more like this since the last line)"),
+        ("ERROR", "Started again. (1 more like this since the last line)"),
+    ] == [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert "it broke" in caplog.text
+
+
+# -- an etcd that comes and goes ---------------------------------------------------
+
+
+def test_an_etcd_that_comes_and_goes(clock, caplog):
+    """
+    However often it does, neither is said twice in ten seconds, and the last is said.
+    """
+    outages = Outages("job", SlowBeat(clock))
+    with Lines(clock) as said:
+        for clock.now in range(100):
+            if clock.now % 3 == 0:
+                outages.begin("it does not answer.")
+            else:
+                outages.end()
+        for clock.now in range(100, 120):
+            outages.end()
+
+    assert [] == said.repeated(BEAT_SECONDS)
+    assert said.texts[-1].startswith("etcd answers 'job' again.")
+    assert 2 * 100 / BEAT_SECONDS >= len(said.texts) > 10
+
+
+def test_an_etcd_whose_absence_was_not_said(clock, lines):
+    """
+    That it is back is said only if its absence was.
+    """
+    beat = SlowBeat(clock)
+    outages = Outages("job", beat)
+    outages.end()
+    beat.warn("Something else.")
+    outages.begin("it does not answer.")
+    outages.end()
+
+    assert ["Something else."] == lines()
 
 
 # -- under torchrun ----------------------------------------------------------------

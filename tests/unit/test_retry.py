@@ -7,6 +7,7 @@ The retry table of etcd's failures, and the loop that obeys it. No server, no cl
 from __future__ import annotations
 
 import http.client
+import logging
 import socket
 import ssl
 
@@ -21,9 +22,10 @@ from etcd_rendezvous._errors import (
     EtcdReplyError,
 )
 from etcd_rendezvous._failover import Failover, Trouble
-from etcd_rendezvous._params import Endpoint
+from etcd_rendezvous._settings import Endpoint
 from etcd_rendezvous._v3 import retry
 from etcd_rendezvous._v3.retry import Failure, Step
+from support.lines import Lines
 
 A, B, C = (Endpoint("http", host, 2379) for host in ("a", "b", "c"))
 
@@ -45,12 +47,13 @@ NOT_SENT, TLS, REJECTED, AMBIGUOUS, FINAL = (
         (14, "etcdserver: no leader"),
         (2, "etcdserver: no leader"),
         (8, "etcdserver: too many requests"),
+        (9, "etcdserver: rpc not supported for learner"),
         (14, "rpc error: code = Unavailable desc = etcdserver: no leader"),
     ],
 )
 def test_refused_before_anything_was_proposed(code, text):
     """
-    "no leader" and "too many requests" say that nothing was proposed.
+    These say that nothing was proposed, and another member may serve.
     """
     assert REJECTED is retry.failure_of_reply(code, text)
 
@@ -385,6 +388,114 @@ def test_move_on():
     failover.move_on(B)
 
     assert A == failover.current
+
+
+# -- what is said of it --------------------------------------------------------------
+
+
+@pytest.fixture
+def said(caplog):
+    """
+    A function that returns the warnings so far.
+    """
+    caplog.set_level(logging.WARNING, "etcd_rendezvous")
+    return lambda: caplog.messages
+
+
+def test_a_failover_is_said(said):
+    """
+    When an operation has gone elsewhere one line names both, and the first reason.
+    """
+    world = World(A, B, C)
+    world.run("yes")
+    assert [] == said()
+    world.run(NOT_SENT, REJECTED, "yes")
+    world.run("yes")
+
+    assert [
+        f"Operations go to etcd at {C} now, since {A} failed (it said so)."
+    ] == said()
+    assert 1 == world.failover.moves
+
+
+def test_what_is_no_failover(said):
+    """
+    Nothing is said where the same endpoint answers in the end, or where none does.
+    """
+    world = World(A, B)
+    world.run(AMBIGUOUS, AMBIGUOUS, "yes")
+    with pytest.raises(EtcdConnectionError):
+        world.run(NOT_SENT, NOT_SENT)
+    alone = World(A)
+    alone.run(AMBIGUOUS, "yes")
+    with pytest.raises(EtcdConnectionError):
+        alone.run(NOT_SENT)
+    alone.run("yes")
+
+    assert [] == said()
+    assert 0 == world.failover.moves
+
+
+def test_a_failover_in_two_operations(said):
+    """
+    Where one operation fails at an endpoint and the next succeeds at another, that is
+    said too; and where a stream broke. Who only looks elsewhere says nothing.
+    """
+    world = World(A, B)
+    with pytest.raises(EtcdProtocolError):
+        world.run(Trouble(FINAL, "it said so", not_etcd=True))
+    world.run("yes")
+    assert [
+        f"Operations go to etcd at {B} now, since {A} failed (it said so)."
+    ] == said()
+
+    world.now += 10
+    world.failover.move_on(B, "a watch broke")
+    world.run("yes")
+    assert (
+        f"Operations go to etcd at {A} now, since {B} failed (a watch broke)."
+        == said()[-1]
+    )
+
+    world.now += 10
+    world.failover.move_on(A)
+    world.run("yes")
+    assert B == world.failover.last_good
+    assert 2 == len(said()) == world.failover.moves
+
+
+def test_failovers_of_operations_at_the_same_time(said):
+    """
+    Where another operation has moved there before, that is one failover.
+    """
+    world = World(A, B)
+
+    def attempt(endpoint, limit):
+        if endpoint == A:
+            return Trouble(NOT_SENT, "it said so")
+        # What another thread's does meanwhile.
+        world.failover._stay_with(1, (A, "it said so"))
+        return "yes"
+
+    world.failover.run(attempt, what="do it", timeout=60.0, writes=False)
+
+    assert 1 == len(said()) == world.failover.moves
+
+
+def test_endpoints_that_come_and_go(said):
+    """
+    However often operations move, one line in ten seconds says so, and counts them.
+    """
+    world = World(A, B)
+    with Lines(lambda: world.now) as lines:
+        for _ in range(60):
+            world.run(REJECTED, "yes")
+            world.now += 1
+
+    assert [] == lines.repeated(10)
+    assert 6 == len(lines.texts)
+    assert "(9 more like this since the last line)" in lines.texts[1]
+    assert 60 == world.failover.moves
 
 
 def test_a_full_round_before_any_sleep(full_pauses):

@@ -5,8 +5,10 @@ Authentication, as a scripted server sees it: which token is sent, who asks for 
 
 from __future__ import annotations
 
+import base64
 import os
 import threading
+import time
 
 import pytest
 
@@ -395,6 +397,21 @@ def test_missing_right(connect):
         ) in str(caught.value)
 
 
+def test_an_echo_in_a_line_about_a_failover(connect, caplog):
+    """
+    What a member repeats while it fails is not in the line that says so.
+    """
+    words = f"etcdserver: request timed out, {SECRET}"
+    echo = json_reply({"code": 14, "message": words}, 503)
+    with ScriptedServer(lambda _: echo) as bad, ScriptedServer(Etcd()) as good:
+        client = connect(bad, good)
+        client._transport.failover._current = 0
+        client.get("k")
+
+        (line,) = caplog.messages
+        assert f"since {bad.url} failed (etcdserver: request timed out, ***)" in line
+
+
 def test_an_echo(connect):
     """
     What repeats the password is not repeated.
@@ -413,6 +430,35 @@ def test_an_echo(connect):
 
             assert server.paths[0] == wire.AUTHENTICATE
             assert "xyzzy" not in str(caught.value)
+
+
+def test_an_echo_on_v2():
+    """
+    Nor is it on v2, as it is or as it was sent.
+    """
+    import etcd
+    from etcd_rendezvous._v2.requests import Requests
+
+    def header(exchange):
+        return reply(403, f"no {exchange.request.headers['authorization']}")
+
+    def plain(exchange):
+        return json_reply({"errorCode": 300, "cause": f"no {SECRET}, no"}, 400)
+
+    for script in (header, plain):
+        with ScriptedServer(script) as server:
+            host, _, port = server.endpoint.rpartition(":")
+            host = host.removeprefix("http://")
+            client = etcd.Client(host, int(port), username="us", password=SECRET)
+            requests = Requests(client, patient=False, clock=time.monotonic)
+            with pytest.raises((EtcdReplyError, EtcdProtocolError)) as caught:
+                requests.look("/k", 5.0)
+            chain = [caught.value, caught.value.__cause__, caught.value.__context__]
+
+            said = " ".join(map(repr, chain)) + str(caught.value)
+            assert "no ***" in said or "no Basic ***" in said
+            assert "xyzzy" not in said
+            assert base64.b64encode(f"us:{SECRET}".encode()).decode() not in said
 
 
 @pytest.mark.parametrize(

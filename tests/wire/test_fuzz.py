@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from etcd_rendezvous import EtcdClient, EtcdError
 from etcd_rendezvous._v3 import wire
-from etcd_rendezvous._v3.transport import Transport, _read_reply
+from etcd_rendezvous._v3.error_texts import read_reply
+from etcd_rendezvous._v3.transport import Transport
 from etcd_rendezvous._v3.watch import _message
 
 # The same examples each time, on a machine that may be busy.
@@ -144,7 +145,7 @@ class OneReply:
 
     def post(self, path, body, *, what, timeout, writes=True, patient=False):
         return self.failover.run(
-            lambda endpoint, limit: _read_reply(*self._reply),
+            lambda endpoint, limit: read_reply(*self._reply),
             what=what,
             timeout=timeout,
             writes=writes,

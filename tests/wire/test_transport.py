@@ -29,7 +29,7 @@ from etcd_rendezvous._errors import (
     EtcdProtocolError,
     EtcdReplyError,
 )
-from etcd_rendezvous._v3 import retry, transport, wire
+from etcd_rendezvous._v3 import error_texts, retry, transport, wire
 from etcd_rendezvous._v3.client import EtcdClient
 from support.scripted import (
     HTTP_TO_TLS_SERVER,
@@ -923,7 +923,7 @@ def test_another_client_certificate(alert):
     The alerts that etcd sends for a client certificate are told with the remedy.
     """
     error = ssl.SSLError(1, f"[SSL: ALERT] {alert} (_ssl.c:2580)")
-    trouble = transport.trouble_of_exception(urllib3.exceptions.SSLError(error))
+    trouble = error_texts.trouble_of_exception(urllib3.exceptions.SSLError(error))
 
     assert (
         "it wants a client certificate, or another one; name it with ssl_cert and "

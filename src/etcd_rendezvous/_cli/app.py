@@ -41,8 +41,15 @@ _COMMANDS: Final = {
         "Watch a training job survive the death of its rank 0.",
         "demo",
     ),
+    "doctor": _Command(
+        "etcd_rendezvous._cli.doctor", "Say whether this machine can use an etcd."
+    ),
+    "purge": _Command("etcd_rendezvous._cli.purge", "Delete what etcd holds of a run."),
     "serve": _Command(
         "etcd_rendezvous._cli.serve", "Run a local etcd in the foreground."
+    ),
+    "status": _Command(
+        "etcd_rendezvous._cli.status", "Show runs, their rounds and their nodes."
     ),
 }
 
@@ -51,9 +58,13 @@ def console(*, stderr: bool = False) -> rich.console.Console:
     """
     Make a console that never breaks a line of ours: they are there to be copied.
     """
-    return rich.console.Console(
+    made = rich.console.Console(
         stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False
     )
+    if not made.is_terminal:
+        # A file or a pipe has no edge that a table would have to keep clear of.
+        made.width = 1000
+    return made
 
 
 def _plain(

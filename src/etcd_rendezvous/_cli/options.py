@@ -14,7 +14,8 @@ import click
 
 from etcd_rendezvous._connect import AUTO_NAMES, LIVE_NAMES, TORCH_NAME, V3_NAMES
 from etcd_rendezvous._errors import EtcdSettingError
-from etcd_rendezvous._params import Settings, parse_settings
+from etcd_rendezvous._live.settings import parse_live_settings
+from etcd_rendezvous._settings import Settings, parse_settings, whole_number
 
 __all__ = ["NORMALIZED", "Target", "target_options"]
 
@@ -55,10 +56,14 @@ class Target:
     Attributes:
         settings: Where it is, and as whom we come.
         backend: The name of the backend whose runs are meant; None for all.
+        beat: The seconds between two heartbeats of torch's handler.
+        silence: The seconds without one after which it takes a node for dead.
     """
 
     settings: Settings
     backend: str | None
+    beat: int
+    silence: int
 
     @property
     def endpoints(self) -> str:
@@ -137,10 +142,13 @@ def _target(
     config: dict[str, Any] = {"read_timeout": _READ_TIMEOUT}
     config |= _pairs(conf or "")
     config |= {name: value for name, value in given.items() if value is not None}
-    settings = parse_settings(
-        endpoint, config, startup_timeout=0, live=backend in LIVE_NAMES
-    )
-    return Target(settings, backend or None)
+    live = backend in LIVE_NAMES
+    settings = parse_settings(endpoint, config, startup_timeout=0, live=live)
+    if live:
+        parse_live_settings(config)  # which refuses what its handler would
+    beat = whole_number(config, "keep_alive_interval", 5)
+    attempts = whole_number(config, "keep_alive_max_attempt", 3)
+    return Target(settings, backend or None, beat, beat * attempts)
 
 
 def _pairs(conf: str) -> dict[str, str]:

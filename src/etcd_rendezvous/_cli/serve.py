@@ -161,7 +161,7 @@ def _announce(server: EtcdServer, host: str, data_dir: Path | None) -> None:
         "torchrun",
         "--nnodes=2:4",
         "--max-restarts=10",
-        "--rdzv-backend=etcd-v3",
+        "--rdzv-backend=etcd-live",
         f"--rdzv-endpoint={endpoint}",
         "--rdzv-id=JOB",
         "train.py",

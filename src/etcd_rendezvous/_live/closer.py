@@ -25,7 +25,7 @@ from .rounds import Action, Decision, Roster, decide, progress, with_names
 from .watching import has_missed, move
 
 if TYPE_CHECKING:
-    from .._params import Endpoint
+    from .._settings import Endpoint
     from .._v3.watch import Watch
     from .node import LiveNode
     from .view import View
@@ -141,8 +141,8 @@ class Closer:
                     log.debug("The closer's watch broke: %s", error)
                     self._node.pause(retry.pause_seconds(min(failures, 4)))
                     failures += 1
-        except Exception:  # noqa: BLE001 - the run must not be left without a closer
-            log.exception("The closer of '%s' ends.", self._node.run_id)
+        except Exception:  # the run must not be left without a closer
+            self._node.log.exception("The closer of '%s' ends.", self._node.run_id)
             self._stopped = True
             self._goes_on()
             self._resign()

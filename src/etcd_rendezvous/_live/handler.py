@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import torch
 from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.elastic.events import NodeState, construct_and_record_rdzv_event
 from torch.distributed.elastic.rendezvous import (
@@ -31,6 +32,7 @@ from torch.distributed.elastic.rendezvous import (
 from .._backend import CONNECTION_FAILED
 from .._errors import EtcdError
 from .._log import log
+from .._metrics import Metrics
 from .._signals import heeding_sigterm, signalled
 from .._v3.client import EtcdClient
 from .node import (
@@ -54,6 +56,8 @@ _WITHDRAW_SECONDS: Final = 3.0
 # What it may take to say that workers have finished; torch says it again at the end.
 _FINISH_SECONDS: Final = 5.0
 _BACKLOG: Final = 2048
+# The first torch whose server on libuv takes a socket that listens already.
+_LIBUV_TAKES_SOCKETS: Final = "2.8"
 _slots: Final = itertools.count()
 
 
@@ -135,6 +139,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
             restart=settings.on_node_loss == "restart",
             on_beat=partial(_call, weakref.WeakMethod(self._record_beat)),
         )
+        self._metrics = Metrics(failovers=lambda: client.failovers)
         self._server: Any = None
         # Whether this handler has closed the run, and not joined it since.
         self._is_shut = False
@@ -201,7 +206,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         try:
             listening = _listen()
             try:
-                with heeding_sigterm():
+                with self._metrics.of_joining(), heeding_sigterm():
                     seat = self._join(listening.getsockname()[1])
                     try:
                         self._serve(seat, listening)
@@ -216,6 +221,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         finally:
             del last_server
         number, last = seat.round.number, seat.round
+        self._metrics.put_nodes(len(last.members))
         self._record(
             "next_rendezvous",
             f"The node '{self._this_node}' has joined round {number} of the rendezvous "
@@ -285,6 +291,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
             is_master=True,
             multi_tenant=True,
             master_listen_fd=listening.detach(),
+            use_libuv=bool(torch.__version__ >= _LIBUV_TAKES_SOCKETS),
         )
 
     def num_nodes_waiting(self) -> int:
@@ -320,7 +327,7 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         try:
             self._node.close(self._settings.close_timeout)
         except EtcdError as error:
-            log.warning(
+            self._node.log.warning(
                 "The rendezvous '%s' could not be closed: %s", self._run_id, error
             )
             raise RendezvousConnectionError(CONNECTION_FAILED) from error
@@ -394,16 +401,19 @@ class EtcdLiveRendezvousHandler(RendezvousHandler):
         """
         Record an event as torch's handler does.
         """
-        construct_and_record_rdzv_event(
-            name=f"{type(self).__name__}.{where}",
-            run_id=self._run_id,
-            message=message,
-            node_state=node_state,
-            hostname=self._about.address,
-            pid=self._about.pid,
-            local_id=self._about.slot,
-            rank=rank,
-        )
+        try:
+            construct_and_record_rdzv_event(
+                name=f"{type(self).__name__}.{where}",
+                run_id=self._run_id,
+                message=message,
+                node_state=node_state,
+                hostname=self._about.address,
+                pid=self._about.pid,
+                local_id=self._about.slot,
+                rank=rank,
+            )
+        except Exception as error:  # noqa: BLE001 - of a recorder anything may come
+            log.debug("An event was not recorded: %r", error)
 
 
 def _call(method: weakref.WeakMethod[Callable[..., None]], *args: Any) -> None:

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from .._errors import EtcdConnectionError, EtcdError
-from .._log import SlowBeat, log
+from .._log import SlowBeat, SlowLog, log
+from .._lookout import Lookout
 from .._outages import Outages, absence, is_hopeless, listed
 from .._v3 import retry, wire
 from .._v3.client import EtcdClient, LeaseNotFoundError
@@ -175,6 +176,7 @@ class LiveNode:
         self.times = times
         self.clock = clock
         self.beat = SlowBeat(clock)
+        self.log = SlowLog(clock)
         self._restart = restart
         self._on_beat = on_beat
         self._place = Place(about.address)
@@ -208,6 +210,7 @@ class LiveNode:
         self._office_at: float | None = None
         # Held by whoever changes what the node has in etcd.
         self._registering = threading.Lock()
+        self._lookout = Lookout(client, keys.common, times.interval, clock=clock)
 
     # -- what is asked without asking etcd ------------------------------------------
 
@@ -450,7 +453,9 @@ class LiveNode:
             node = node_id(entry.key)
             if entry.key == self._key or not self._place.is_dead(node):
                 continue
-            log.info("The node %s of this place is dead; its lease ends now.", node)
+            self.log.info(
+                "The node %s of this place is dead; its lease ends now.", node
+            )
             self._revoke(entry.lease, seconds)
 
     def _take_in(self, reply: wire.TxnReply, known: int) -> bool:
@@ -522,7 +527,7 @@ class LiveNode:
         return True
 
     def _say_in(self, seat: Seat) -> None:
-        log.info(
+        self.log.info(
             "Round %d of '%s' has %d nodes; this one is rank %d.",
             seat.round.number,
             self.run_id,
@@ -678,7 +683,7 @@ class LiveNode:
             return
         if last.broken and not before.broken:
             then = "its other nodes meet again" if self._restart else "it goes on"
-            log.warning(
+            self.log.warning(
                 "Round %d of '%s' has lost %d of its %d nodes%s; %s (on_node_loss=%s).",
                 last.number,
                 self.run_id,
@@ -689,7 +694,9 @@ class LiveNode:
                 "restart" if self._restart else "ignore",
             )
         elif last.waiting and not before.waiting:
-            log.info("Others want to join '%s': its nodes meet again.", self.run_id)
+            self.log.info(
+                "Others want to join '%s': its nodes meet again.", self.run_id
+            )
 
     def _see_to_office(self) -> None:
         """
@@ -725,7 +732,7 @@ class LiveNode:
             self._lost = True
             if self._registered:
                 self._registered = False
-                log.warning(
+                self.log.warning(
                     "This node is out of '%s', since %s: it was paused or cut off for "
                     "longer than %g s (keep_alive_interval x keep_alive_max_attempt), "
                     "or etcd lost its data. It joins the next round.",
@@ -782,8 +789,8 @@ class LiveNode:
         while self._has(me):
             try:
                 work()
-            except Exception:  # noqa: BLE001 - the node's life hangs on this thread
-                log.exception("A thread of '%s' is started again.", self.run_id)
+            except Exception:  # the node's life hangs on this thread
+                self.log.exception("A thread of '%s' is started again.", self.run_id)
                 self.pause(_AGAIN_SECONDS)
 
     def _read_watch(self) -> None:
@@ -879,6 +886,7 @@ class LiveNode:
             elif guard_at <= now:
                 guard_at = self.clock() + _guard_seconds()
                 self._look_after_watch()
+                self._look_out()
 
     @property
     def call_seconds(self) -> float:
@@ -994,7 +1002,7 @@ class LiveNode:
         with self.changed:
             self._away_until = self.clock() + self.seconds_of_grace
             self._renewed, self._ttl = sent, ttl or self.times.ttl
-        log.warning(
+        self.log.warning(
             "The lease of this node had ended while etcd was away; it is back in round "
             "%d of '%s', which goes on.",
             last.number,
@@ -1041,6 +1049,13 @@ class LiveNode:
             self.client, self.keys.common, known, count, self.call_seconds
         ):
             watch.interrupt()
+
+    def _look_out(self) -> None:
+        """
+        Let the closer look how full etcd is.
+        """
+        if self.view.closer == self._node.id and self._away_error is None:
+            self._lookout.look()
 
     def pause(self, seconds: float) -> None:
         """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .._errors import EtcdSettingError
-from .._params import LEAST_TTL, whole_number
+from .._settings import LEAST_TTL, whole_number
 
 __all__ = ["RANK_ORDER_VARIABLE", "LiveSettings", "parse_live_settings"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .._errors import EtcdError
 from .._log import log
-from .._params import Endpoint
+from .._settings import Endpoint
 from .._v3 import wire
 from .._v3.client import EtcdClient
 from .._v3.watch import Watch

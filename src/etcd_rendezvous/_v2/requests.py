@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import re
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
@@ -19,28 +20,26 @@ import urllib3
 
 import etcd
 
-from .._credentials import PASSWORD_VARIABLE, USER_VARIABLE
+from .._clocks import ClockWatch
 from .._errors import EtcdReplyError
 from .._failover import Answer, Failover, Trouble
 from .._kv import Look, Stored
-from .._params import Endpoint, Settings
 from .._pools import CONNECTIONS_PER_POOL, Usage
-from .._v3 import retry
-from .._v3.transport import trouble_of_exception
+from .._settings import Endpoint, Settings
+from .._v3.error_texts import trouble_of_exception
+from .error_texts import basic, is_of_v2, no_v2, trouble_of_answer
 
 __all__ = [
     "STORE_PATH",
     "Requests",
     "encode_name",
-    "is_of_v2",
     "make_client",
     "name_in",
+    "run_of",
 ]
 
 # torch's
 STORE_PATH: Final = "/torch/elastic/store"
-# v2's own: it does not say whether user, password or right is what is missing.
-_UNAUTHORIZED: Final = 110
 
 _LONGEST_POLL_SECONDS: Final = 15.0
 _POLL_PAUSE_SECONDS: Final = 0.1
@@ -82,11 +81,19 @@ class _Sender(etcd.Client):
     """
 
     def __init__(
-        self, like: etcd.Client, http: Any, base_uri: str, timeout: float
+        self,
+        like: etcd.Client,
+        http: Any,
+        endpoint: Endpoint,
+        timeout: float,
+        clocks: ClockWatch | None,
     ) -> None:
         self.__dict__.update(like.__dict__)
         self.http = http
-        self._base_uri = base_uri
+        self._endpoint = endpoint
+        self._clocks = clocks
+        self._sending = clocks.begin() if clocks is not None else None
+        self._base_uri = str(endpoint)
         # Whether etcd lost its data is told by its index; a new cluster on the old
         # port is one to talk to.
         self.expected_cluster_id = None
@@ -99,8 +106,16 @@ class _Sender(etcd.Client):
         """
         if not (self.username and self.password):
             return {}
-        pair = b64encode(f"{self.username}:{self.password}".encode()).decode()
-        return {"authorization": f"Basic {pair}"}
+        return {"authorization": f"Basic {basic(self)}"}
+
+    def _handle_server_response(self, response: Any) -> Any:
+        """
+        Look at when the reply was made; python-etcd hands on no headers.
+        """
+        if self._sending is not None and self._clocks is not None:
+            date = response.headers.get("Date")
+            self._clocks.look(self._endpoint, date, self._sending)
+        return super()._handle_server_response(response)
 
     def __del__(self) -> None:
         """
@@ -156,6 +171,15 @@ class Requests:
         uris = [client.base_uri, *client._machines_cache]  # noqa: SLF001
         self._failover = Failover([_endpoint(uri) for uri in dict.fromkeys(uris)])
         self._index = 0
+        #: What compares our clock with those of who answers; None for nothing.
+        self.clocks: ClockWatch | None = None
+
+    @property
+    def failovers(self) -> int:
+        """
+        How often operations have gone from one endpoint to another.
+        """
+        return self._failover.moves
 
     @property
     def read_timeout(self) -> float:
@@ -243,16 +267,24 @@ class Requests:
         node, _ = self._read(key, f"read the key '{key}'", timeout)
         return node.ttl if node is not None else None
 
-    def children(self, path: str, timeout: float) -> tuple[list[etcd.EtcdResult], int]:
+    def children(
+        self, path: str, timeout: float, *, recursive: bool = False
+    ) -> tuple[list[etcd.EtcdResult], int]:
         """
         List a directory.
+
+        Args:
+            path: The directory.
+            timeout: The most seconds to take.
+            recursive: Whether to list the directories in it, too.
 
         Returns:
             The nodes in it that hold a value, and the store's index; no nodes where
             there is no directory.
         """
         path = path.rstrip("/")
-        node, index = self._read(path, f"list the keys in '{path}'", timeout)
+        what = f"list the keys in '{path}'"
+        node, index = self._read(path, what, timeout, recursive=recursive)
         if node is None or not node.dir:
             return [], index
         # An empty directory is its own and only child.
@@ -293,7 +325,7 @@ class Requests:
         except (etcd.EtcdWatchTimedOut, etcd.EtcdEventIndexCleared):
             return None
         except etcd.EtcdException:
-            self._failover.move_on(endpoint)
+            self._failover.move_on(endpoint, "a long poll broke")
             time.sleep(min(_POLL_PAUSE_SECONDS, max(seconds, 0.0)))
             return None
 
@@ -332,11 +364,11 @@ class Requests:
             ) as error:
                 return _Said(error)
             except etcd.EtcdKeyNotFound as error:
-                return _Said(error) if is_of_v2(error) else _no_v2(error)
+                return _Said(error) if is_of_v2(error) else no_v2(error)
             except etcd.EtcdConnectionFailed as error:
                 return trouble_of_exception(error.cause or error)
             except etcd.EtcdException as error:
-                return _trouble_of_answer(error, self._client.username)
+                return trouble_of_answer(error, self._client)
 
         answer = self._failover.run(
             attempt,
@@ -351,7 +383,7 @@ class Requests:
         return Answer(value, answer.endpoint, answer.maybe_earlier)
 
     def _read(
-        self, key: str, what: str, timeout: float
+        self, key: str, what: str, timeout: float, *, recursive: bool = False
     ) -> tuple[etcd.EtcdResult | None, int]:
         """
         Return what is there, None for nothing, and the store's index.
@@ -359,7 +391,9 @@ class Requests:
         baseline = self._index
         try:
             node = self.run(
-                lambda sender: sender.read(key, quorum=True), what, timeout
+                lambda sender: sender.read(key, quorum=True, recursive=recursive),
+                what,
+                timeout,
             ).value
         except etcd.EtcdKeyNotFound as error:
             node, index = None, _index_of(error)
@@ -375,61 +409,9 @@ class Requests:
             # The parent's connections stay the parent's.
             connections = self._connections = _Connections(self._client)
         with connections.usage.one_more():
-            yield _Sender(self._client, connections.http, str(endpoint), timeout)
-
-
-def _trouble_of_answer(error: etcd.EtcdException, user: str | None) -> Trouble:
-    payload = error.payload if isinstance(error.payload, dict) else {}
-    if payload.get("errorCode") == _UNAUTHORIZED:
-        reason = (
-            f"etcd's v2 does not let the user '{user}' do this: the password is "
-            "another one, or no role of theirs has the right to this key"
-            if user
-            else "etcd's v2 wants a user and a password; set "
-            f"{USER_VARIABLE} and {PASSWORD_VARIABLE}"
-        )
-        return Trouble(retry.Failure.FINAL, reason, error, code=retry.UNAUTHENTICATED)
-    text = str(payload.get("cause") or payload.get("message") or error)
-    text = " ".join(text.split())[:200]
-    if "HTTP request to an HTTPS server" in text:
-        return Trouble(
-            retry.Failure.FINAL,
-            "it speaks TLS; use protocol=https",
-            error,
-            not_etcd=True,
-        )
-    # A reply without a body: so ends the long poll of an etcd that is going down.
-    if getattr(error.__context__, "doc", None) == "":
-        return Trouble(retry.Failure.AMBIGUOUS, "the reply was empty", error)
-    no_json = "JSON" in str(error) or payload.get("message") == "Bad response"
-    if "errorCode" not in payload and "404 page not found" in text:
-        return _no_v2(error)
-    if "errorCode" not in payload and no_json:
-        return Trouble(
-            retry.Failure.FINAL,
-            f"something answered that is not etcd ({text})",
-            error,
-            not_etcd=True,
-        )
-    return Trouble(retry.failure_of_reply(2, text), text, error)
-
-
-def is_of_v2(error: etcd.EtcdException) -> bool:
-    """
-    Say whether it is v2's own word; python-etcd's "key not found" may be a page's.
-    """
-    return isinstance(error.payload, dict) and "errorCode" in error.payload
-
-
-def _no_v2(error: etcd.EtcdException) -> Trouble:
-    return Trouble(
-        retry.Failure.FINAL,
-        "it answers, but does not serve etcd's v2 API: etcd up to 3.5 does with "
-        "--enable-v2, later ones no longer do; use the backend etcd-v3",
-        error,
-        not_etcd=True,
-        api_missing=True,
-    )
+            yield _Sender(
+                self._client, connections.http, endpoint, timeout, self.clocks
+            )
 
 
 def _index_of(error: Exception) -> int:
@@ -469,3 +451,14 @@ def name_in(path: str) -> bytes | None:
     except (binascii.Error, ValueError):
         return None
     return name if encode_name(name) == part else None
+
+
+def run_of(name: bytes) -> str | None:
+    """
+    Return the run that a store key of torch's handler is of; None if it is another's.
+
+    Args:
+        name: The key: ``torch.rendezvous.<run>.<round>/…``.
+    """
+    found = re.match(rb"torch\.rendezvous\.(.+?)\.[0-9]+/", name, re.DOTALL)
+    return found[1].decode(errors="replace") if found else None

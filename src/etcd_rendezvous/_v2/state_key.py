@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import etcd
 
+from .._clocks import ClockWatch
 from .._kv import Look, Queued, Swap
-from .requests import STORE_PATH, Requests, name_in
+from .requests import STORE_PATH, Requests, name_in, run_of
 from .swap import swap
 
 __all__ = ["V2StateKey"]
@@ -41,6 +42,25 @@ class V2StateKey:
         The client's ``read_timeout``; where it has none, a minute.
         """
         return self._requests.read_timeout
+
+    @property
+    def failovers(self) -> int:
+        """
+        See ``StateKey``.
+        """
+        return self._requests.failovers
+
+    def watch_clocks(self, clocks: ClockWatch) -> None:
+        """
+        See ``StateKey``.
+        """
+        self._requests.clocks = clocks
+
+    def lookout(self, key: str, interval: float) -> None:
+        """
+        See ``StateKey``. v2 keeps its data in memory, and has no quota.
+        """
+        return
 
     def state_key(self, key_prefix: str | None, run_id: str) -> str:
         """
@@ -107,10 +127,9 @@ class V2StateKey:
         if absent.stored is not None:
             return
         nodes, _ = self._requests.children(STORE_PATH, self._requests.left(deadline))
-        rounds = f"torch.rendezvous.{run_id}.".encode()
         for node in nodes:
             old = node.modifiedIndex <= absent.store_revision
-            if old and (name_in(node.key) or b"").startswith(rounds):
+            if old and run_of(name_in(node.key) or b"") == run_id:
                 self._delete_unchanged(node, self._requests.left(deadline))
 
     def _delete_unchanged(self, node: etcd.EtcdResult, timeout: float) -> None:

@@ -1,34 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """
-Conditional writes of one key, and what became of them where a reply was lost.
-
-A condition can be met by one attempt at most, as long as a key that was created is
-not deleted. If no attempt was told that it met it, what is there now, or etcd's
-history, tells. v2 knows no leases, so that only the bytes tell whose write it was.
+Conditional writes of one key; ``lost_replies`` finds out what became of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf
-from typing import Any, Final
+from typing import Any
 
-import etcd
-
-from .._errors import EtcdOutcomeUnknownError
 from .._kv import Stored, Swap
-from .requests import Requests, is_of_v2
+from .lost_replies import ENDS, Write
+from .requests import Requests
 
 __all__ = ["delete", "swap"]
-
-_LOST: Final = (
-    etcd.EtcdCompareFailed,
-    etcd.EtcdAlreadyExist,
-    etcd.EtcdKeyNotFound,
-)
-_ENDS: Final = frozenset({"delete", "expire", "compareAndDelete"})
-_HISTORY_SECONDS: Final = 2.0
 
 
 def swap(
@@ -63,13 +47,13 @@ def swap(
     condition: dict[str, Any] = (
         {"prevIndex": expected} if expected else {"prevExist": False}
     )
-    write = _Write(
+    write = Write(
         requests,
         key,
         f"swap the key '{key}'",
         lambda sender: sender.write(key, value.decode("ascii"), ttl, **condition),
         lambda event: (
-            event.action not in _ENDS and (event.value or "").encode() == value
+            event.action not in ENDS and (event.value or "").encode() == value
         ),
         expected,
         deadline,
@@ -98,7 +82,7 @@ def delete(requests: Requests, key: str, expected: int, deadline: float) -> Swap
     Raises:
         EtcdOutcomeUnknownError: Nobody can tell any more whether it was applied.
     """
-    write = _Write(
+    write = Write(
         requests,
         key,
         f"delete the key '{key}'",
@@ -109,141 +93,3 @@ def delete(requests: Requests, key: str, expected: int, deadline: float) -> Swap
     )
     won_at, current, index = write.apply(inf, lambda _: False)
     return Swap(bool(won_at), None if won_at else current, index)
-
-
-@dataclass(frozen=True)
-class _Write:
-    """
-    One conditional write.
-
-    Attributes:
-        requests: What to send with.
-        key: The key.
-        what: The operation in words, for errors.
-        send: Sends it.
-        is_ours: Says whether an event in etcd's history may be this.
-        expected: The index that it expects; 0 for an absent key.
-        deadline: When to give up.
-    """
-
-    requests: Requests
-    key: str
-    what: str
-    send: Callable[[etcd.Client], etcd.EtcdResult]
-    is_ours: Callable[[etcd.EtcdResult], bool]
-    expected: int
-    deadline: float
-
-    def apply(
-        self, stays: float, shows: Callable[[Stored], bool]
-    ) -> tuple[int, Stored | None, int]:
-        """
-        Send it, and find out what became of it.
-
-        Args:
-            stays: See ``swap``.
-            shows: Says whether what is there now shows that it was applied.
-
-        Returns:
-            The index at which it was applied, 0 if it was not; if not, what is
-            there; and the store's index.
-        """
-        requests = self.requests
-        started, baseline = requests.now(), requests.index
-
-        def send(sender: etcd.Client) -> etcd.EtcdResult | None:
-            try:
-                return self.send(sender)
-            except _LOST as error:
-                if not is_of_v2(error):
-                    raise
-                return None
-
-        answer = requests.run(
-            send, self.what, requests.left(self.deadline), writes=True
-        )
-        if answer.value is not None:
-            index = int(answer.value.modifiedIndex)
-            requests.saw(index, baseline)
-            if answer.maybe_earlier and requests.now() - started >= stays:
-                self._make_sure_it_is_the_first(index, baseline)
-            return index, None, index
-        look = requests.look(self.key, requests.left(self.deadline))
-        current = look.stored
-        won_at = 0
-        if answer.maybe_earlier:
-            # A wiped store counts from the start again.
-            wiped = look.store_revision < baseline
-            after = 0 if wiped else max(self.expected, baseline)
-            if current is None or current.revision > after:
-                won_at = (
-                    current.revision
-                    if current is not None and shows(current)
-                    else self._find(after, current)
-                )
-        return won_at, current, look.store_revision
-
-    def _find(self, after: int, current: Stored | None) -> int:
-        """
-        Find out whether an earlier attempt, whose reply was lost, was applied.
-
-        Returns:
-            The index at which it was, or 0 if it was not.
-        """
-        # Where there is something, history has something to tell, though late.
-        limit = self.deadline if current is not None else self._soon()
-        try:
-            first = self._event(after + 1, limit)
-            # What is created may come after the end of what was there before.
-            while not self.expected and first.action in _ENDS:
-                first = self._event(first.modifiedIndex + 1, limit)
-        except etcd.EtcdWatchTimedOut as error:
-            if current is None:
-                return 0
-            raise EtcdOutcomeUnknownError(
-                f"Could not find out what became of a write to '{self.key}': it may or "
-                "may not have been applied, and etcd did not tell in time."
-            ) from error
-        except etcd.EtcdEventIndexCleared as error:
-            raise EtcdOutcomeUnknownError(
-                f"Could not find out what became of a write to '{self.key}': others "
-                "have written since, and etcd no longer has the history that would "
-                "tell."
-            ) from error
-        return int(first.modifiedIndex) if self.is_ours(first) else 0
-
-    def _make_sure_it_is_the_first(self, index: int, baseline: int) -> None:
-        """
-        Rule out that an earlier attempt created the key, too, and others deleted it.
-
-        Args:
-            index: The index at which it was created.
-            baseline: An index from before the first attempt.
-        """
-        after, reason = baseline, "others have deleted what was written first"
-        try:
-            while after < index:
-                event = self._event(after + 1, self._soon())
-                after = int(event.modifiedIndex)
-                if self.is_ours(event):
-                    break
-        except (etcd.EtcdWatchTimedOut, etcd.EtcdEventIndexCleared):
-            reason = "etcd no longer has the history that would tell"
-        if after != index:
-            raise EtcdOutcomeUnknownError(
-                f"Could not {self.what} just once: it may have been applied twice, "
-                f"since a reply was lost, and {reason}."
-            )
-
-    def _event(self, index: int, limit: float) -> etcd.EtcdResult:
-        """
-        Return the first event of the key from an index on.
-        """
-        return self.requests.run(
-            lambda sender: sender.read(self.key, wait=True, waitIndex=index),
-            f"find out what became of a write to '{self.key}'",
-            max(limit - self.requests.now(), 0.1),
-        ).value
-
-    def _soon(self) -> float:
-        return min(self.deadline, self.requests.now() + _HISTORY_SECONDS)

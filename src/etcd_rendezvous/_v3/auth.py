@@ -18,7 +18,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, TypeAlias, TypeGuard
 
-from .._credentials import PASSWORD_VARIABLE, USER_VARIABLE, Credentials
+from .._credentials import (
+    LEAST_SECRET,
+    PASSWORD_VARIABLE,
+    USER_VARIABLE,
+    Credentials,
+)
 from .._errors import EtcdSettingError
 from .._failover import Trouble
 from .._log import log
@@ -34,8 +39,6 @@ _REFUSED_SECONDS: Final = 5.0
 _NONE_WANTED: Final = ""
 # What a header can hold.
 _TOKEN: Final = re.compile(r"[!-~]+")
-# Whatever is shorter is in many a word.
-_LEAST_SECRET: Final = 4
 
 
 class Authenticator:
@@ -243,7 +246,7 @@ def _in_words(trouble: Trouble, credentials: Credentials, password: str) -> Trou
         trouble = replace(trouble, cause=None)
         reason = reason.partition(" (")[0]
     for secret in forms:
-        if len(secret) >= _LEAST_SECRET:
+        if len(secret) >= LEAST_SECRET:
             reason = reason.replace(secret, "***")
     if wire.WRONG_PASSWORD in reason:
         reason = (

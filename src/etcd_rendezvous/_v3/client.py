@@ -13,10 +13,11 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
+from .._clocks import ClockWatch
 from .._credentials import credentials_of
 from .._errors import EtcdProtocolError, EtcdReplyError
 from .._failover import Answer
-from .._params import (
+from .._settings import (
     DEFAULT_CONNECT_TIMEOUT,
     DEFAULT_READ_TIMEOUT,
     Endpoint,
@@ -144,6 +145,22 @@ class EtcdClient:
         The seconds for one operation, all its attempts together.
         """
         return self._read_timeout
+
+    @property
+    def failovers(self) -> int:
+        """
+        How often this process' operations have gone from one endpoint to another.
+        """
+        return self._transport.failover.moves
+
+    def watch_clocks(self, clocks: ClockWatch) -> None:
+        """
+        Compare this machine's clock with those of who answers, now and then.
+
+        Args:
+            clocks: What does so.
+        """
+        self._transport.clocks = clocks
 
     def patiently(self) -> EtcdClient:
         """
@@ -415,6 +432,20 @@ class EtcdClient:
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
+        return self.time_to_live(lease_id, timeout=timeout)[0]
+
+    def time_to_live(
+        self, lease_id: int, *, timeout: float | None = None
+    ) -> tuple[int, int]:
+        """
+        Return the seconds until a lease expires, and those that it was granted for.
+
+        Returns:
+            Both, or 0 and 0 if the server does not know the lease.
+
+        Raises:
+            EtcdError: etcd can't be reached, or refuses.
+        """
         reply = self._call(
             wire.TIME_TO_LIVE,
             {"ID": str(lease_id)},
@@ -424,7 +455,8 @@ class EtcdClient:
         )
         # A lease that has expired, or never was, has -1.
         with _etcds_own(reply.endpoint):
-            return max(int(reply.value.get("TTL", 0)), 0)
+            granted = int(reply.value.get("grantedTTL", 0))
+            return max(int(reply.value.get("TTL", 0)), 0), granted
 
     # -- the server ---------------------------------------------------------------
 
@@ -481,14 +513,7 @@ class EtcdClient:
             EtcdError: The server can't be reached.
         """
         _, status, body = self._transport.get("/v2/keys", timeout=timeout)
-        try:
-            data = json.loads(body)
-        except ValueError:
-            return False
-        if not isinstance(data, dict):
-            return False
-        # It may want a user, of those that v2 has.
-        return "errorCode" in data or (status == 200 and "node" in data)
+        return is_of_v2(status, body)
 
     def _call(
         self,
@@ -513,6 +538,24 @@ class EtcdClient:
                 if text in error.text:
                     raise kind(str(error), error.code, error.text) from error
             raise
+
+
+def is_of_v2(status: int, body: bytes) -> bool:
+    """
+    Say whether the page ``/v2/keys`` is that of an etcd that serves its v2 API.
+
+    Args:
+        status: Its HTTP status.
+        body: What it says.
+    """
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return False
+    if not isinstance(data, dict):
+        return False
+    # It may want a user, of those that v2 has.
+    return "errorCode" in data or (status == 200 and "node" in data)
 
 
 class LeaseNotFoundError(EtcdReplyError):

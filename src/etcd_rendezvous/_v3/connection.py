@@ -23,7 +23,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ProtocolError
 
-__all__ = ["QuickHTTPConnection", "QuickHTTPSConnection", "Stream"]
+__all__ = ["QuickHTTPConnection", "QuickHTTPSConnection", "Reply", "Stream"]
 
 _PIECE: Final = 65_536
 _LONGEST_LINE: Final = 65_536
@@ -31,11 +31,25 @@ _MOST_DIGITS: Final = 18
 _WITHOUT_BODY: Final = frozenset({204, 304})
 _GOOD: Final = 200
 _ENCODING: Final = "content-encoding"
-# Of the headers of a reply, those that say how to read it. The rest tells us nothing.
+_DATE: Final = "date"
+# Of the headers of a reply, those that say how to read it, and when it was made. The
+# rest tells us nothing.
 _HEEDED: Final = {
     name.encode(): name
-    for name in (_ENCODING, "connection", "content-length", "transfer-encoding")
+    for name in (_ENCODING, "connection", "content-length", _DATE, "transfer-encoding")
 }
+
+
+class Reply(urllib3.HTTPResponse):
+    """
+    A reply that was read to its end.
+
+    Attributes:
+        date: When it was made by its server's clock, as HTTP writes it; None if it does
+            not say.
+    """
+
+    date: str | None = None
 
 
 class _Reader:
@@ -281,7 +295,7 @@ class _Quick(HTTPConnection):
             self.close()
         method, url = self._asked
         encoded = _ENCODING in headers
-        return urllib3.HTTPResponse(
+        answer = Reply(
             # urllib3 wants something to read from where it is to decode.
             body=body if body and not encoded else io.BytesIO(body),
             headers={_ENCODING: headers[_ENCODING]} if encoded else None,
@@ -290,6 +304,8 @@ class _Quick(HTTPConnection):
             request_method=method,
             request_url=url,
         )
+        answer.date = headers.get(_DATE)
+        return answer
 
 
 def _head(reader: _Reader) -> tuple[bytes, int, str, dict[str, str]]:

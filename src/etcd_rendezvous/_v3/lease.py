@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from .._errors import EtcdError
 from .._locks import held
-from .._log import log
+from .._log import SlowLog, log
 from . import retry
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class SharedLease:
         digest = hashlib.sha256(b"etcd-rendezvous lease of " + name).digest()
         # 62 bits, below etcd's 63, and not 0.
         self.id = int.from_bytes(digest[:8], "big") >> 2 | 1
+        self.log = SlowLog()
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -249,7 +250,7 @@ class SharedLease:
             self._ttl = min(self._ttl, ttl)
         elif was_granted:
             self._granted = False
-            log.warning(
+            self.log.warning(
                 "The lease of '%s' has expired, and with it what was stored there: "
                 "nobody could renew it for %s s, or etcd lost its data.",
                 self._name.decode(errors="replace"),
@@ -285,9 +286,9 @@ def _keep(
         pause = lease.seconds_between_beats
         try:
             answered = lease.beat()
-        except Exception:  # noqa: BLE001
+        except Exception:
             # The keys of a whole run hang on this thread.
-            log.exception("A lease could not be renewed; it is tried again.")
+            lease.log.exception("A lease could not be renewed; it is tried again.")
             answered = False
         if not answered:
             pause /= _BEATS_PER_TTL

@@ -55,8 +55,9 @@ class Step(Enum):
     RAISE = "give up"
 
 
-# "no leader" comes at once under the hasleader header, before a proposal.
-_REJECTED: Final = ("no leader", "too many requests")
+# "no leader" comes at once under the hasleader header, before a proposal. A learner is
+# a member that has no vote yet; the others serve.
+_REJECTED: Final = ("no leader", "too many requests", "not supported for learner")
 
 _TOKEN_REFUSED: Final = (
     "user name is empty",

@@ -15,7 +15,7 @@ import socket
 import ssl
 from typing import Final
 
-from .._params import Endpoint, TlsFiles
+from .._settings import Endpoint, TlsFiles
 
 __all__ = ["alert_of", "speaks_the_other"]
 

@@ -5,28 +5,24 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from .._errors import (
-    EtcdConnectionError,
-    EtcdOutcomeUnknownError,
-    EtcdReplyError,
-)
+from .._clocks import ClockWatch
 from .._kv import Look, Queued, Stored, Swap
-from . import retry, wire
+from .._lookout import Lookout
+from . import wire
 from .client import EtcdClient, LeaseNotFoundError
 from .lease import Lease
+from .lost_replies import find_lost_write
 from .store_keys import store_range
 from .turns import TurnQueue
 
 __all__ = ["V3StateKey", "encode_run_id"]
 
-_HISTORY_SECONDS: Final = 2.0
 _LEASE_TRIES: Final = 3
 
 
@@ -110,6 +106,25 @@ class V3StateKey:
         The client's ``read_timeout``.
         """
         return self._client.read_timeout
+
+    @property
+    def failovers(self) -> int:
+        """
+        See ``StateKey``.
+        """
+        return self._client.failovers
+
+    def watch_clocks(self, clocks: ClockWatch) -> None:
+        """
+        See ``StateKey``.
+        """
+        self._client.watch_clocks(clocks)
+
+    def lookout(self, key: str, interval: float) -> Lookout:
+        """
+        See ``StateKey``.
+        """
+        return Lookout(self._client, key, interval)
 
     def state_key(self, key_prefix: str | None, run_id: str) -> str:
         """
@@ -207,7 +222,7 @@ class V3StateKey:
         if reply.maybe_earlier or maybe_earlier:
             # A wiped store counts from the start again.
             after = 0 if reply.revision < baseline else max(expected, baseline)
-            won_at = self._resolve(raw, value, after, current, deadline)
+            won_at = self._find_lost(raw, value, after, current, deadline)
             if won_at:
                 queue.leave()
                 return Swap(True, Stored(value, won_at), reply.revision)
@@ -262,7 +277,7 @@ class V3StateKey:
             timeout=max(deadline - self._clock(), 0.0),
         )
 
-    def _resolve(
+    def _find_lost(
         self,
         key: bytes,
         value: bytes,
@@ -273,53 +288,18 @@ class V3StateKey:
         """
         Find out whether an earlier attempt of a swap, whose reply was lost, won.
 
-        At most one attempt can have matched. Its write carries a lease of ours, and
-        came after every revision that was known before it was sent.
-
-        Returns:
-            The revision that it wrote, or 0 if it did not.
+        Its write carries a lease of ours, and came after every revision that was known
+        before it was sent.
         """
-        if current is not None:
-            if self._is_ours(current, value, after):
-                return current.mod_revision
-            if current.mod_revision <= after:
-                return 0
-        what = f"find out what became of a write to '{key.decode()}'"
-        for round_ in itertools.count(1):
-            try:
-                return self._search_history(key, value, after, current, what)
-            except EtcdConnectionError as error:
-                if self._clock() >= deadline:
-                    raise EtcdOutcomeUnknownError(
-                        f"Could not {what}: it may or may not have been applied "
-                        f"({error})"
-                    ) from error
-                time.sleep(retry.pause_seconds(round_))
-            except EtcdReplyError as error:
-                raise EtcdOutcomeUnknownError(
-                    f"Could not {what}: others have written since, and etcd no longer "
-                    f"has the history that would tell ({error.text})."
-                ) from error
-        raise AssertionError("unreachable")
-
-    def _search_history(
-        self,
-        key: bytes,
-        value: bytes,
-        after: int,
-        current: wire.Entry | None,
-        what: str,
-    ) -> int:
-        create = wire.watch_create(key, watch_id=1, start_revision=after + 1)
-        with self._client.watch([create], what=what, timeout=_HISTORY_SECONDS) as watch:
-            for event in watch.events(_HISTORY_SECONDS):
-                if not event.deleted and self._is_ours(event.entry, value, after):
-                    return event.entry.mod_revision
-                if current and event.entry.mod_revision >= current.mod_revision:
-                    return 0
-        if current is not None:
-            raise EtcdConnectionError(f"Could not {what}: the history did not come.")
-        return 0
+        return find_lost_write(
+            self._client,
+            key,
+            lambda entry: self._is_ours(entry, value, after),
+            after,
+            current,
+            deadline,
+            clock=self._clock,
+        )
 
     def _is_ours(self, entry: wire.Entry, value: bytes, after: int) -> bool:
         return (

@@ -8,7 +8,6 @@ request may be repeated is decided by ``retry``.
 
 from __future__ import annotations
 
-import json
 import os
 import ssl
 import threading
@@ -16,45 +15,44 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from http.client import BadStatusLine, RemoteDisconnected
+from http.client import RemoteDisconnected
 from types import MappingProxyType
 from typing import Any, Final
 
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from .._clocks import ClockWatch
 from .._credentials import Credentials
 from .._errors import EtcdConnectionError
 from .._failover import Answer, Failover, Trouble
-from .._params import Endpoint, TlsFiles
-from .._pools import CONNECTIONS_PER_POOL, Count, Usage, counted
+from .._pools import CONNECTIONS_PER_POOL, Count, Usage, counted, new_pool
+from .._settings import Endpoint, TlsFiles
 from . import retry, wire
 from .auth import Authenticator
-from .connection import QuickHTTPConnection, QuickHTTPSConnection, Stream
+from .connection import QuickHTTPConnection, QuickHTTPSConnection, Reply, Stream
+from .error_texts import (
+    SPEAKS_NO_TLS,
+    SPEAKS_TLS,
+    read_reply,
+    tls_in_words,
+    trouble_of_exception,
+)
 from .scheme import alert_of, speaks_the_other
 
-__all__ = ["Transport", "trouble_of_exception"]
+__all__ = ["InterruptedStreamError", "Transport"]
 
 # The socket waits this much longer than the server was told to, so that the
 # server's own words about a time-out arrive before ours.
 _GRACE_SECONDS: Final = 0.25
-_NO_TLS: Final = (
-    "it does not speak TLS; use protocol=http, or name the port that serves https"
-)
-_CERTIFICATE_ALERTS: Final = (
-    "certificate required",
-    "bad certificate",
-    "alert unknown ca",
-    "certificate unknown",
-    "certificate expired",
-)
 # Without an answer, in one operation.
 _DROPPED_BY_CHANCE: Final = 1
-# What the gateway says where etcd refuses its certificate.
-_GATEWAYS_OWN_TLS: Final = "remote error: tls: "
-_COMMON_NAME: Final = "CommonName of client sending a request against gateway"
-_TLS_ALERT: Final = "\x15\x03"
-_MATCHED_NO_API: Final = frozenset({5, 12})  # gRPC: not found, unimplemented
+
+
+class InterruptedStreamError(EtcdConnectionError):
+    """
+    Raised to whoever reads a stream that was interrupted on purpose.
+    """
 
 
 class _Pools:
@@ -95,6 +93,8 @@ class Transport:
         self._connect_timeout = connect_timeout
         self._pools = _Pools()
         self._made = Count()
+        #: What compares our clock with those of who answers; None for nothing.
+        self.clocks: ClockWatch | None = None
         #: Whether it was closed, and not used since.
         self.closed = False
 
@@ -162,6 +162,8 @@ class Transport:
         Send one request, once.
         """
         pools = self._own_pools()
+        clocks = self.clocks
+        sending = clocks.begin() if clocks is not None else None
         try:
             with pools.usage.one_more():
                 response = self._pool(pools, endpoint).urlopen(
@@ -176,7 +178,9 @@ class Transport:
         except (HTTPError, OSError) as error:
             return self._trouble(endpoint, error, limit)
         self.failover.answered.add(endpoint)
-        return _read_reply(response.status, response.data)
+        if sending is not None and clocks is not None and isinstance(response, Reply):
+            clocks.look(endpoint, response.date, sending)
+        return read_reply(response.status, response.data)
 
     @contextmanager
     def stream(
@@ -205,7 +209,7 @@ class Transport:
         """
         endpoint = self.failover.current
         started = time.monotonic()
-        pool = _quick(self._new_pool(endpoint, size=1))
+        pool = _quick(new_pool(endpoint, self._tls, size=1))
         response: urllib3.BaseHTTPResponse | None = None
         trouble: Trouble | None = None
         own = self._auth.headers(
@@ -227,7 +231,7 @@ class Transport:
                         timeout=self._timeout(timeout, read=timeout),
                     )
                     if response.status != 200:
-                        outcome = _read_reply(response.status, response.data)
+                        outcome = read_reply(response.status, response.data)
                         trouble = outcome if isinstance(outcome, Trouble) else None
             except (HTTPError, OSError) as error:
                 trouble = trouble_of_exception(error)
@@ -237,15 +241,18 @@ class Transport:
                     or Trouble(retry.Failure.AMBIGUOUS, "its answer is no stream")
                 )
                 if trouble.failure is not retry.Failure.FINAL:
-                    self.failover.move_on(endpoint)
+                    self.failover.move_on(endpoint, trouble.reason)
                 raise self.failover.error(
                     trouble, endpoint, what, 1, started
                 ) from trouble.cause
             try:
                 yield response, endpoint
+            except InterruptedStreamError:
+                self.failover.move_on(endpoint)
+                raise
             except EtcdConnectionError:
                 # It broke: whoever watches again does so elsewhere.
-                self.failover.move_on(endpoint)
+                self.failover.move_on(endpoint, "a watch broke")
                 raise
         finally:
             if response is not None:
@@ -324,16 +331,10 @@ class Transport:
         if endpoint.scheme == "https":
             alert = alert_of(endpoint, self._tls, limit)
         if alert is not None:
-            return Trouble(retry.Failure.TLS, _tls_in_words(str(alert)), error)
+            return Trouble(retry.Failure.TLS, tls_in_words(str(alert)), error)
         if speaks_the_other(endpoint, limit):
-            return Trouble(
-                retry.Failure.FINAL,
-                "it speaks TLS; use protocol=https"
-                if endpoint.scheme == "http"
-                else _NO_TLS,
-                error,
-                not_etcd=True,
-            )
+            reason = SPEAKS_TLS if endpoint.scheme == "http" else SPEAKS_NO_TLS
+            return Trouble(retry.Failure.FINAL, reason, error, not_etcd=True)
         return trouble
 
     def _timeout(
@@ -356,28 +357,11 @@ class Transport:
                 pool = pools.by_endpoint.get(endpoint)
                 if pool is None:
                     pool = counted(
-                        _quick(self._new_pool(endpoint, size=CONNECTIONS_PER_POOL)),
+                        _quick(new_pool(endpoint, self._tls, CONNECTIONS_PER_POOL)),
                         self._made,
                     )
                     pools.by_endpoint[endpoint] = pool
         return pool
-
-    def _new_pool(self, endpoint: Endpoint, size: int) -> urllib3.HTTPConnectionPool:
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        if endpoint.scheme == "http":
-            return urllib3.HTTPConnectionPool(
-                host, endpoint.port, maxsize=size, retries=False
-            )
-        return urllib3.HTTPSConnectionPool(
-            host,
-            endpoint.port,
-            maxsize=size,
-            retries=False,
-            cert_file=self._tls.cert,
-            key_file=self._tls.key,
-            ca_certs=self._tls.ca,
-            cert_reqs="CERT_REQUIRED",
-        )
 
 
 def _quick(pool: urllib3.HTTPConnectionPool) -> urllib3.HTTPConnectionPool:
@@ -403,137 +387,3 @@ def _headers(limit: float | None) -> dict[str, str]:
         # The server then gives up when we do.
         headers["Grpc-Timeout"] = f"{max(int(limit * 1000), 1)}m"
     return headers
-
-
-def trouble_of_exception(error: BaseException) -> Trouble:
-    """
-    Return what urllib3's exception means, and what to call it.
-    """
-    failure = retry.failure_of_exception(error)
-    cause = retry.cause_of(error)
-    if isinstance(cause, BadStatusLine) and failure is retry.Failure.FINAL:
-        # What a TLS server says to plain HTTP starts so, unless it is written in Go.
-        reason = (
-            "it speaks TLS; use protocol=https"
-            if str(cause.args[0]).startswith(_TLS_ALERT)
-            else f"something answered that does not speak HTTP ({cause.args[0]!r})"
-        )
-        return Trouble(failure, reason, error, not_etcd=True)
-    return Trouble(failure, _in_words(error, failure), error)
-
-
-def _in_words(error: BaseException, failure: retry.Failure) -> str:
-    if failure is retry.Failure.TLS:
-        cause = retry.cause_of(error)
-        if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError):
-            return f"a file of the client's certificate can't be read ({cause})"
-        return _tls_in_words(str(error))
-    if isinstance(error, urllib3.exceptions.NameResolutionError):
-        return "its host name can't be resolved"
-    if isinstance(error, urllib3.exceptions.NewConnectionError):
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, ConnectionRefusedError):
-            return "connection refused; is etcd running there?"
-        return f"no connection ({cause or error})"
-    # A NewConnectionError is one, too.
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
-        return "no connection in time"
-    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
-        return "no answer in time"
-    return f"the connection broke ({error})"
-
-
-def _tls_in_words(text: str) -> str:
-    lowered = text.lower()
-    if "wrong version number" in lowered or "record layer" in lowered:
-        return _NO_TLS
-    if "mismatch, certificate is not valid for" in lowered:
-        return (
-            "its certificate is for another name; name the endpoint as its certificate "
-            f"does ({text})"
-        )
-    if "certificate verify failed" in lowered:
-        return (
-            "its certificate is not trusted; name the authority that signed it with "
-            f"ca_cert ({text})"
-        )
-    if "key values mismatch" in lowered:
-        return (
-            "the client's certificate and key do not belong together; mend ssl_cert "
-            "and ssl_cert_key"
-        )
-    if any(alert in lowered for alert in _CERTIFICATE_ALERTS):
-        return (
-            "it wants a client certificate, or another one; name it with ssl_cert and "
-            "ssl_cert_key"
-        )
-    return f"the TLS handshake failed ({text})"
-
-
-def _read_reply(status: int, body: bytes) -> dict[str, Any] | Trouble:
-    """
-    Tell a good reply from an error, and etcd's error from somebody else's.
-    """
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        return _not_json(status, body)
-    error = wire.decode_error(data)
-    if error is not None:
-        code, text = error
-        if _GATEWAYS_OWN_TLS in text:
-            return Trouble(
-                retry.Failure.TLS,
-                "its gateway can't reach its own etcd, since with --client-cert-auth "
-                "the server's certificate must be good as a client's too (extended key "
-                f"usage clientAuth, an authority of --trusted-ca-file): {text}",
-            )
-        if status == 404 and code in _MATCHED_NO_API and "lease" not in text:
-            return _no_v3(text)
-        return Trouble(retry.failure_of_reply(code, text), text, code=code)
-    if status == 200 and isinstance(data, dict):
-        return data
-    return _not_etcd(
-        f"something answered that is not etcd's v3 API (HTTP status {status})"
-    )
-
-
-def _not_json(status: int, body: bytes) -> Trouble:
-    text = body[:200].decode("utf-8", "replace").strip()
-    if "HTTP request to an HTTPS server" in text:
-        return _not_etcd("it speaks TLS; use protocol=https")
-    if _COMMON_NAME in text:
-        return Trouble(
-            retry.Failure.FINAL,
-            "where etcd has users, its gateway refuses client certificates with a "
-            "CommonName; use one without (subject alternative names alone), beside "
-            "user and password",
-            code=retry.UNAUTHENTICATED,
-        )
-    if status == 404:
-        return _no_v3(text)
-    if (status >= 500 and status != 501) or (
-        status == 200 and body.lstrip()[:1] in (b"", b"{")
-    ):
-        # A proxy in between, an etcd that is going down, or half a reply.
-        return Trouble(
-            retry.Failure.AMBIGUOUS,
-            f"HTTP status {status}, but not in etcd's words; is a proxy in between?",
-        )
-    return _not_etcd(
-        f"something answered that is not etcd (HTTP status {status}: {text!r})"
-    )
-
-
-def _no_v3(text: str) -> Trouble:
-    return Trouble(
-        retry.Failure.FINAL,
-        "it answers, but does not serve etcd's v3 API over HTTP; is it an etcd of "
-        f"version 3.4 or later with its gRPC gateway on? ({text or 'not found'})",
-        not_etcd=True,
-        api_missing=True,
-    )
-
-
-def _not_etcd(reason: str) -> Trouble:
-    return Trouble(retry.Failure.FINAL, reason, not_etcd=True)

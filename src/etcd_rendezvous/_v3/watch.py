@@ -18,10 +18,10 @@ from typing import Any, Final
 from urllib3.exceptions import HTTPError
 
 from .._errors import EtcdConnectionError, EtcdError, EtcdReplyError
-from .._params import Endpoint
+from .._settings import Endpoint
 from . import retry, wire
 from .connection import Stream
-from .transport import Transport
+from .transport import InterruptedStreamError, Transport
 
 __all__ = ["Watch", "open_watch"]
 
@@ -46,6 +46,7 @@ class Watch:
         self._messages = _messages(response, what)
         self._what = what
         self._early: list[wire.Event] = []
+        self._interrupted = False
         self.revision = 0
 
     def events(self, idle: float) -> Iterator[wire.Event]:
@@ -84,15 +85,18 @@ class Watch:
         except TimeoutError:
             return
         except (HTTPError, OSError) as error:
-            raise EtcdConnectionError(
-                f"Could not {self._what}: the stream broke ({error})."
-            ) from error
-        raise EtcdConnectionError(f"Could not {self._what}: the stream ended.")
+            raise self._broken(f"the stream broke ({error})") from error
+        raise self._broken("the stream ended")
+
+    def _broken(self, how: str) -> EtcdConnectionError:
+        kind = InterruptedStreamError if self._interrupted else EtcdConnectionError
+        return kind(f"Could not {self._what}: {how}.")
 
     def interrupt(self) -> None:
         """
         Break the stream, from any thread: whoever reads it is told so.
         """
+        self._interrupted = True
         with suppress(HTTPError, OSError, ValueError, RuntimeError):
             self._response.shutdown()
 
@@ -114,18 +118,14 @@ class Watch:
             while missing:
                 message = next(self._messages, None)
                 if message is None:
-                    raise EtcdConnectionError(
-                        f"Could not {self._what}: the stream ended."
-                    )
+                    raise self._broken("the stream ended")
                 self._refuse_canceled(message)
                 if message.created:
                     missing -= 1
                     self.revision = max(self.revision, message.revision)
                 self._early.extend(message.events)
         except (HTTPError, OSError) as error:
-            raise EtcdConnectionError(
-                f"Could not {self._what}: the stream broke ({error})."
-            ) from error
+            raise self._broken(f"the stream broke ({error})") from error
 
     def _limit(self, seconds: float | None) -> None:
         """

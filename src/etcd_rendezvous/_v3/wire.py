@@ -52,6 +52,7 @@ STATUS: Final = "/v3/maintenance/status"
 
 LEASE_NOT_FOUND: Final = "requested lease not found"
 LEASE_EXISTS: Final = "lease already exists"
+COMPACTED: Final = "required revision has been compacted"
 AUTH_IS_OFF: Final = "authentication is not enabled"
 WRONG_PASSWORD: Final = "authentication failed, invalid user ID or password"  # noqa: S105
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etcd_rendezvous import _params
+from etcd_rendezvous import _settings
 from etcd_rendezvous._errors import EtcdSettingError
-from etcd_rendezvous._params import (
+from etcd_rendezvous._settings import (
     HANDLER_SETTINGS,
     Endpoint,
     Settings,
@@ -803,11 +803,11 @@ def _unknown_to_all(config):
     """
     return (
         set(config)
-        - _params._OUR_SETTINGS
-        - set(_params._ALIASES)
-        - _params.HANDLER_SETTINGS
-        - _params._LAUNCHER_SETTINGS
-        - _params._C10D_SETTINGS
+        - _settings._OUR_SETTINGS
+        - set(_settings._ALIASES)
+        - _settings.HANDLER_SETTINGS
+        - _settings._LAUNCHER_SETTINGS
+        - _settings._C10D_SETTINGS
     )
 
 

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+How runs are shown to people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from etcd_rendezvous._outages import listed
+from etcd_rendezvous._runs.changes import nodes
+from etcd_rendezvous._runs.report import Member, Phase, Report, Run
+
+__all__ = ["duration", "plain", "show_report", "show_run"]
+
+_STYLES = {
+    Phase.FORMING: "yellow",
+    Phase.COMPLETE: "green",
+    Phase.BROKEN: "red",
+    Phase.CLOSED: "dim",
+    Phase.ABANDONED: "red",
+    Phase.EMPTY: "dim",
+    Phase.UNREADABLE: "red",
+}
+
+
+def plain(text: str) -> str:
+    """
+    Return a text without anything that a terminal would obey.
+
+    What stands in etcd may have been written by anybody.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """
+    Return a time in the largest unit that says enough.
+    """
+    if seconds is None:
+        return "-"
+    # Clocks that differ make times in the future.
+    sign, seconds = ("-", -seconds) if seconds < 0 else ("", seconds)
+    if seconds < 10:
+        return f"{sign}{seconds:.1f} s"
+    if seconds < 120:
+        return f"{sign}{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{sign}{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{sign}{seconds / 3600:.0f} h"
+    return f"{sign}{seconds / 86400:.0f} d"
+
+
+def _ago(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{duration(seconds)} ago"
+
+
+def show_report(report: Report, most: int | None = None) -> RenderableType:
+    """
+    Show all runs, a line each.
+
+    Args:
+        report: The runs.
+        most: The most runs to show; None for all.
+    """
+    table = _table("run", "handler", "round", "state", "nodes", "wait", "spares")
+    table.columns[0].no_wrap = False
+    for title in ("heard of", "gone in"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for run in report.runs[:most]:
+        table.add_row(
+            Text(plain(run.run_id), "bold"),
+            _handler(run),
+            "-" if run.round is None else str(run.round),
+            Text(run.phase.value, _STYLES[run.phase]),
+            _count(run),
+            str(len(run.waiting)),
+            str(len(run.spares)),
+            _ago(_heard_of(run)),
+            duration(run.store_ttl if run.ttl is None else run.ttl),
+        )
+    return Group(table, *_more(len(report.runs), most), *_notes(report))
+
+
+def show_run(run: Run, most: int | None = None) -> RenderableType:
+    """
+    Show one run with its nodes.
+
+    Args:
+        run: The run.
+        most: The most nodes to show, those that are lost first; None for all.
+    """
+    parts: list[RenderableType] = [
+        Text.assemble(
+            (plain(run.run_id), "bold"), f"  {_handler(run)}, {plain(run.key)}"
+        ),
+        Text(_standing(run), _STYLES[run.phase]),
+    ]
+    if run.missing:
+        gone = listed([plain(name) for name in run.missing], len(run.missing))
+        parts.append(Text(f"missing from the last round{gone}", "red"))
+    shown = [
+        *((one, _role(one, run)) for one in run.participants),
+        *((one, "waits") for one in run.waiting if not _is_in(one, run.participants)),
+        *((one, "spare") for one in run.spares),
+    ]
+    if most is not None and len(shown) > most:
+        shown.sort(key=lambda pair: pair[0].alive)
+    if shown:
+        parts += [_members(shown[:most]), *_more(len(shown), most)]
+    parts.extend(Text(line, "dim") for line in _times(run))
+    return Group(*parts)
+
+
+def _members(shown: Iterable[tuple[Member, str]]) -> Table:
+    table = _table("rank", "node", "pid", "state")
+    table.add_column("heard of", justify="right", no_wrap=True)
+    for member, role in shown:
+        table.add_row(
+            "-" if member.rank is None else str(member.rank),
+            plain(member.address),
+            str(member.pid or "-"),
+            Text(role if member.alive else "lost", "" if member.alive else "red"),
+            _ago(member.heartbeat_age),
+        )
+    return table
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for title in titles:
+        table.add_column(title, no_wrap=True)
+    return table
+
+
+def _is_in(member: Member, members: Sequence[Member]) -> bool:
+    return any(one.id == member.id for one in members)
+
+
+def _role(member: Member, run: Run) -> str:
+    if run.phase is Phase.FORMING:
+        return "joined"
+    if _is_in(member, run.waiting):
+        return "waits for the next round"
+    if run.phase is Phase.BROKEN:
+        return "has not left it yet"
+    return "in the round"
+
+
+def _handler(run: Run) -> str:
+    if run.handler == "live":
+        return "etcd-live"
+    return f"etcd-{run.api}" if run.handler else f"? ({run.api})"
+
+
+def _count(run: Run) -> str:
+    alive, world = sum(one.alive for one in run.participants), _world(run)
+    return str(world) if alive == world else f"{alive} of {world}"
+
+
+def _world(run: Run) -> int:
+    """
+    Return how many nodes a round began with: those that were evicted leave a gap.
+    """
+    ranks = [one.rank + 1 for one in run.participants if one.rank is not None]
+    return max([len(run.participants), *ranks])
+
+
+def _heard_of(run: Run) -> float | None:
+    ages = [one.heartbeat_age for one in run.members.values()]
+    return min((age for age in ages if age is not None), default=run.state_age)
+
+
+def _standing(run: Run) -> str:
+    there = nodes(len(run.participants))
+    if run.phase is Phase.FORMING:
+        call = ""
+        if run.last_call is not None:
+            call = f"; enough, the last call ends in {duration(run.last_call)}"
+        return f"round {run.round} is forming: {there} joined{call}"
+    if run.phase is Phase.COMPLETE:
+        lost = len(run.participants) - sum(one.alive for one in run.participants)
+        gone = f" of {_world(run)}" if _world(run) > len(run.participants) else ""
+        silent = f"; {nodes(lost)} of them not heard of any more" if lost else ""
+        return f"round {run.round} is complete: {there}{gone}{silent}"
+    if run.phase is Phase.BROKEN:
+        return f"round {run.round} has lost a node; its others meet again"
+    if run.phase is Phase.CLOSED:
+        return "closed: its job is over; new agents with this run id are refused"
+    if run.phase is Phase.ABANDONED:
+        heard = _heard_of(run)
+        since = "" if heard is None else f" for {duration(heard)}"
+        return f"abandoned: nobody of it was heard of{since}"
+    if run.phase is Phase.EMPTY:
+        return "no rendezvous, only keys of a store"
+    return f"unreadable: {plain(run.problem or '')}"
+
+
+def _times(run: Run) -> list[str]:
+    lines = []
+    if run.state_bytes is not None:
+        written = f", written {duration(run.state_age)} ago" if run.state_age else ""
+        lines.append(
+            f"state: {run.state_bytes:,} bytes{written}{_goes(run.ttl)}"
+            f" (revision {run.revision})"
+        )
+    elif run.handler == "live":
+        lines.append(f"rendezvous: revision {run.revision}{_goes(run.ttl)}")
+    keys = "1 key" if run.store_keys == 1 else f"{run.store_keys:,} keys"
+    lines.append(f"store: {keys}{_goes(run.store_ttl) if run.store_keys else ''}")
+    return lines
+
+
+def _goes(ttl: float | None) -> str:
+    return "" if ttl is None else f"; gone in {duration(ttl)} unless it is renewed"
+
+
+def _more(count: int, most: int | None) -> list[Text]:
+    if most is None or count <= most:
+        return []
+    return [Text(f"and {count - most:,} more", "dim")]
+
+
+def _notes(report: Report) -> list[Text]:
+    return [Text(plain(note), "yellow") for note in report.notes]

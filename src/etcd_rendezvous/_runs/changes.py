@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+What has changed in a run between two looks at it, in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from .._live.rounds import natural
+from .._outages import listed
+from .report import Member, Phase, Report, Run
+
+__all__ = ["Memory", "changes", "names", "nodes"]
+
+
+def nodes(count: int) -> str:
+    """
+    Return a number of nodes in words.
+    """
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def names(members: Iterable[Member]) -> list[str]:
+    """
+    Return the addresses of nodes, sorted; with the process where one has several.
+    """
+    members = list(members)
+    addresses = [one.address for one in members]
+    found = [
+        one.address
+        if addresses.count(one.address) == 1
+        else f"{one.address} pid {one.pid}"
+        for one in members
+    ]
+    return sorted(found, key=natural)
+
+
+def changes(before: Run | None, after: Run | None) -> list[str]:
+    """
+    Say what has changed in a run.
+
+    Args:
+        before: The run at the earlier look; None if there was nothing of it.
+        after: The same at the later one.
+
+    Returns:
+        A line each, without the run's name. None for times that go by.
+    """
+    if after is None:
+        return [] if before is None else ["nothing of it is left in etcd"]
+    if before is None:
+        return [_standing(after)]
+    lines = []
+    if (before.phase, before.round) != (after.phase, after.round):
+        lines.append(_standing(after))
+    if after.problem is not None or before.problem is not None:
+        return lines
+    old, new = before.members, after.members
+    lines += _of("joined", [one for id_, one in new.items() if id_ not in old])
+    lines += _of("left, or is gone", [o for id_, o in old.items() if id_ not in new])
+    both = [(old[id_], new[id_]) for id_ in old if id_ in new]
+    lines += _of("is lost", [new for old, new in both if old.alive and not new.alive])
+    lines += _of("is back", [new for old, new in both if new.alive and not old.alive])
+    return lines
+
+
+def _of(what: str, members: list[Member]) -> list[str]:
+    if not members:
+        return []
+    if len(members) == 1:
+        return [f"{names(members)[0]} {what}"]
+    what = what.replace("is ", "are ", 1)
+    return [f"{nodes(len(members))} {what}{listed(names(members), len(members))}"]
+
+
+def _standing(run: Run) -> str:
+    """
+    Say where a run stands.
+    """
+    count = nodes(len(run.participants))
+    if run.phase is Phase.FORMING:
+        return f"round {run.round} is forming, {count} joined"
+    if run.phase is Phase.COMPLETE:
+        return f"round {run.round} is complete with {count}"
+    if run.phase is Phase.BROKEN:
+        lost = [one for one in run.participants if not one.alive]
+        return (
+            f"round {run.round} has lost {nodes(len(lost))}"
+            f"{listed(names(lost), len(lost))}; the others meet again"
+        )
+    return {
+        Phase.CLOSED: "it is closed",
+        Phase.ABANDONED: "nobody of it is alive any more",
+        Phase.EMPTY: "only keys of its store are there",
+        Phase.UNREADABLE: f"it can't be read: {run.problem}",
+    }[run.phase]
+
+
+class Memory:
+    """
+    What was seen of runs at earlier looks, and so what is new, and who is missing.
+
+    Attributes:
+        news: What the last look has brought, a line each, with the runs' names.
+    """
+
+    def __init__(self) -> None:
+        self.news: list[str] = []
+        self._runs: dict[tuple[str, str], Run] | None = None
+        self._complete: dict[tuple[str, str], Run] = {}
+
+    def take_in(self, report: Report) -> Report:
+        """
+        Take note of a look; the first one brings no news.
+
+        Args:
+            report: What was seen.
+
+        Returns:
+            The same, with those that are missing of a round that was seen complete:
+            the state of torch's handler does not tell them.
+        """
+        runs = {(run.run_id, run.api): self._with_missing(run) for run in report.runs}
+        self.news = []
+        if self._runs is not None:
+            for key in sorted({*self._runs, *runs}):
+                lines = changes(self._runs.get(key), runs.get(key))
+                self.news += [f"{key[0]}: {line}" for line in lines]
+        self._runs = runs
+        return replace(report, runs=tuple(runs.values()))
+
+    def _with_missing(self, run: Run) -> Run:
+        key = (run.run_id, run.api)
+        if run.phase is Phase.COMPLETE:
+            self._complete[key] = run
+        last = self._complete.get(key)
+        if last is None or run.phase is not Phase.FORMING or run.missing:
+            return run
+        there = {one.address for one in run.members.values()}
+        absent = {one.address for one in last.participants} - there
+        return replace(run, missing=tuple(sorted(absent, key=natural)))
