@@ -281,6 +281,7 @@ def test_v2_alone(make_server, v2_binary, look, prefix, serve):
     server = make_server(binary=v2_binary, extra_args=["--enable-grpc-gateway=false"])
     own = serve("v2", server)
     own.backend("job", key_prefix=prefix).set_state(torchs_state({"n0": 1.0}))
+    own.write(f"{prefix}/etcd-rendezvous-doctor-17/probe", "a probe's")
 
     (run,) = look(own.endpoint)["runs"]
     refused = call("status", "--endpoint", own.endpoint, "--rdzv-backend=etcd-v3")

@@ -30,10 +30,10 @@ from etcd_rendezvous._cli.doctor_findings import (
     verdict,
     worst,
 )
-from etcd_rendezvous._cli.doctor_rights import PROBE_RUN
 from etcd_rendezvous._cli.options import NORMALIZED, Target, target_options
 from etcd_rendezvous._errors import EtcdSettingError
 from etcd_rendezvous._plugin import takes_over
+from etcd_rendezvous._runs.report import PROBE_RUN
 from etcd_rendezvous._settings import Settings
 
 __all__ = ["doctor"]

@@ -17,14 +17,12 @@ from typing import Any, Final
 from etcd_rendezvous._cli.doctor_facts import History, Probe
 from etcd_rendezvous._cli.doctor_server import READS, READS_SECONDS, timed
 from etcd_rendezvous._errors import EtcdError, EtcdProtocolError, EtcdReplyError
+from etcd_rendezvous._runs.report import PROBE_RUN
 from etcd_rendezvous._v3 import wire
 from etcd_rendezvous._v3.client import EtcdClient
 from etcd_rendezvous._v3.state_key import key_of_state
 
-__all__ = ["PROBE_RUN", "history_of", "probe_v2", "probe_v3"]
-
-#: The run that probes belong to where none is named; no job should have its name.
-PROBE_RUN: Final = "etcd-rendezvous-doctor"
+__all__ = ["history_of", "probe_v2", "probe_v3"]
 
 _TTL_SECONDS: Final = 10
 _WRITES: Final = 10

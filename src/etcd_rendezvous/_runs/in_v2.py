@@ -12,7 +12,7 @@ import etcd
 
 from .._v2.requests import STORE_PATH, Requests, name_in, run_of
 from .of_torch import run_of_torch
-from .report import Phase, Run
+from .report import PROBE_RUN, Phase, Run
 
 __all__ = ["read_runs"]
 
@@ -43,6 +43,8 @@ def read_runs(
     # A run is known by its state: the stores of all prefixes have one place.
     for state in states:
         run_id = state.key.removeprefix(f"{key_prefix}/")
+        if run_id.startswith(f"{PROBE_RUN}-"):
+            continue
         mine = keys.get(run_id, [])
         run = Run(
             run_id,

@@ -10,7 +10,11 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final
 
-__all__ = ["SCHEMA", "Member", "Phase", "Report", "Run"]
+__all__ = ["PROBE_RUN", "SCHEMA", "Member", "Phase", "Report", "Run"]
+
+#: The run that the doctor's probes belong to where none is named; it is never told of.
+#: No job should have its name.
+PROBE_RUN: Final = "etcd-rendezvous-doctor"
 
 #: The number of the JSON's form. Members may be added to it; whatever else changes
 #: makes it another.
