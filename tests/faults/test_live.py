@@ -382,6 +382,8 @@ def test_there_is_no_space_left(make_server, run_id, caplog):
     assert took < 3
     assert trained == {number}
     (line,) = {
-        one.getMessage() for one in caplog.records if "space" in one.getMessage()
+        one.getMessage()
+        for one in caplog.records
+        if "space exceeded" in one.getMessage()
     }
     assert "database space exceeded" in line

@@ -48,7 +48,6 @@ def watched(job, *arguments):
     """
     Watch a job by the command; yields a list that has its lines in the end.
     """
-    lines = []
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "etcd_rendezvous", "status", job.run_id, "--watch"),
@@ -58,6 +57,7 @@ def watched(job, *arguments):
         text=True,
         env=clean_environment(PYTHONUNBUFFERED="1"),
     )
+    lines = [process.stdout.readline().rstrip("\n")]  # It has looked.
     try:
         yield lines
     finally:
