@@ -187,6 +187,7 @@ class Failover:
         maybe_earlier = False
         unreachable: set[Endpoint] = set()
         failed: tuple[Endpoint, str] | None = None
+        reasons: dict[Endpoint, str] = {}
         index = self._current
         while True:
             endpoint = self.endpoints[index % len(self.endpoints)]
@@ -202,6 +203,7 @@ class Failover:
                 self._stay_with(index, failed)
                 self.answered.add(endpoint)
                 return Answer(result, endpoint, maybe_earlier)
+            reasons[endpoint] = result.reason
             if result.failure in (retry.Failure.NOT_SENT, retry.Failure.TLS):
                 unreachable.add(endpoint)
             else:
@@ -225,6 +227,8 @@ class Failover:
                 else:
                     self._current = (index + 1) % len(self.endpoints)
                     self._left = failed or (endpoint, result.reason)
+                if result.failure is not retry.Failure.FINAL:
+                    result = replace(result, reason=_of_each(reasons))
                 raise self.error(
                     result, endpoint, what, tries, started, maybe_earlier
                 ) from result.cause
@@ -275,6 +279,20 @@ class Failover:
         error = _error_of(trouble, message, final=final, about_limits=bool(remedy))
         error.reason = reason
         return error
+
+
+def _of_each(reasons: dict[Endpoint, str]) -> str:
+    """
+    Return why an operation failed, of each endpoint where the reasons differ.
+    """
+    ends: dict[str, list[str]] = {}
+    for endpoint, reason in reasons.items():
+        ends.setdefault(reason, []).append(str(endpoint))
+    if len(ends) == 1:
+        return next(iter(ends))
+    return "; ".join(
+        f"{reason} ({', '.join(endpoints)})" for reason, endpoints in ends.items()
+    )
 
 
 def _error_of(

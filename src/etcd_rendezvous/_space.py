@@ -133,7 +133,7 @@ class Growth:
             f"MiB an hour to the history of the etcd at {where}, of which nothing was "
             f"ever compacted: unless it is, {told} of {_mib(quota)} MiB is used up in "
             f"{self.hours_to_fill(space):.1f} hours. Start etcd with "
-            "--auto-compaction-retention=10m, or take etcd-live, whose heartbeats "
+            "--auto-compaction-retention=5m, or take etcd-live, whose heartbeats "
             "write nothing."
         )
 

@@ -399,6 +399,24 @@ def test_progress_counts_names_beyond_eight():
     )
 
 
+def test_progress_tells_nodes_of_one_address_apart():
+    """
+    Who waits does not hide who is missing at the same address; who has started again
+    there is not missing.
+    """
+    last = a_round("a", "b", "c", number=4, broken=True)
+    names = dict.fromkeys("abc", "here")
+    alone = snapshot(replace(a_node("a", left=4), address="here"), last=last)
+    again = snapshot(
+        replace(a_node("a", left=4), address="here"),
+        replace(a_node("new"), address="here"),
+        last=last,
+    )
+
+    assert progress(alone, names, None).missing == ("here", "here")
+    assert progress(again, names, None).missing == ("here",)
+
+
 @pytest.mark.parametrize(
     ("view", "said"),
     [

@@ -95,7 +95,7 @@ def test_growth_in_words():
         "The heartbeats of 100 node(s) add about 916 MiB an hour to the history of the "
         "etcd at http://a:1, of which nothing was ever compacted: unless it is, etcd's "
         "default quota of 2048 MiB is used up in 2.2 hours. Start etcd with "
-        "--auto-compaction-retention=10m, or take etcd-live, whose heartbeats write "
+        "--auto-compaction-retention=5m, or take etcd-live, whose heartbeats write "
         "nothing."
     ) == growth.in_words("http://a:1", Space())
     assert "its quota of 8192 MiB is used up in 8.9 hours." in growth.in_words(

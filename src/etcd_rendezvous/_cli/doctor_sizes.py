@@ -223,7 +223,7 @@ def judge_history(job: Job, history: History | None, looks: Sequence[Look]) -> F
     never = f"nothing was ever compacted, at revision {history.revision:,}"
     remedy = (
         "start every member with --auto-compaction-mode=periodic "
-        "--auto-compaction-retention=10m (or more), unless they are and have just begun"
+        "--auto-compaction-retention=5m (or more), unless they are and have just begun"
     )
     rate = history_bytes_per_second(job)
     if rate:

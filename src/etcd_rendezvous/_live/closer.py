@@ -20,7 +20,15 @@ from .._v3 import retry, wire
 from .._v3.client import LeaseNotFoundError
 from . import requests
 from .mirror import Mirror
-from .records import Node, Progress, Round, decode_names, decode_node, node_id
+from .records import (
+    NONE_LEFT,
+    Node,
+    Progress,
+    Round,
+    decode_names,
+    decode_node,
+    node_id,
+)
 from .rounds import Action, Decision, Roster, decide, progress, with_names
 from .watching import has_missed, move
 
@@ -73,7 +81,8 @@ class Closer:
         self._names: dict[str, str] = {}
         self._enough_since: float | None = None
         self._waiting_since: float | None = None
-        self._said: Progress | None = None
+        # The round that ran, and what was said of the next one.
+        self._said: tuple[int, Progress | None] = (NONE_LEFT, None)
         self._say_at = 0.0
         self._guard_at = node.clock() + _GUARD_SECONDS
         self._watch: Watch | None = None
@@ -367,9 +376,11 @@ class Closer:
             return
         seconds = None if decision.wake_at is None else decision.wake_at - now
         said = progress(roster, self._names, seconds)
-        if said.same_as(self._said):
+        number, before = self._said
+        # What was said of an earlier round went away with it.
+        if number == roster.number and said.same_as(before):
             return
-        self._said = said
+        self._said = (roster.number, said)
         self._waiting_since = now
         node = self._node
         node.client.txn(

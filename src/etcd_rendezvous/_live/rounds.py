@@ -11,6 +11,7 @@ long at worst; it never completes a round too early.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -348,9 +349,12 @@ def progress(
     """
     waiting = snapshot.waiting
     missing = [*snapshot.gone, *snapshot.inside]
-    back = {node.address for node in waiting}
+    members = frozenset(snapshot.round.members if snapshot.round else ())
+    # A node that has started again has another id; several may have one address.
+    new = Counter(node.address for node in waiting if node.id not in members)
     absent = sorted(
-        {names.get(member, "?") for member in missing}.difference(back), key=natural
+        (Counter(names.get(member, "?") for member in missing) - new).elements(),
+        key=natural,
     )
     return Progress(
         joined=len(waiting),
