@@ -484,8 +484,8 @@ def test_watching_into_a_file(newest_v3, prefix):
 
     assert f"job  etcd-v3, {prefix}/job\n" == head[0]
     assert "round 0 is complete: 2 nodes\n" == head[1]
-    assert re.match(r"rank +node +pid +state +heard of", head[2])
-    assert re.match(r"0 +n0 +100 +in the round +\d\.\d s ago", head[3])
+    assert re.match(r"node +rank +pid +state +heard of", head[2])
+    assert re.match(r"n0 +0 +100 +in the round +\d\.\d s ago", head[3])
     clock = r"\d\d:\d\d:\d\d job: "
     assert re.fullmatch(clock + "round 1 is forming, 1 node joined\n", said[0])
     assert re.fullmatch(clock + "n1 left, or is gone\n", said[1])

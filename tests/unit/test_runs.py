@@ -135,6 +135,63 @@ def test_names_beyond_eight_are_counted():
     assert "2 nodes joined (node pid 4, node pid 5)" == two
 
 
+def test_nodes_of_one_address():
+    """
+    Where an address has several nodes, lines tell which of them left or is lost, and
+    one that left is missing although the other is there.
+    """
+    first, second = (replace(A, id=f"{pid}", pid=pid) for pid in (7, 8))
+    both = replace(COMPLETE, participants=(first, second))
+    alone = replace(FORMING, round=1, participants=(second,))
+    memory = Memory()
+    memory.take_in(report(both))
+
+    (seen,) = memory.take_in(report(alone)).runs
+    known_no_more = replace(lost(first), pid=0)
+    (said,) = changes(both, replace(both, participants=(known_no_more, second)))
+
+    assert ("node-1",) == seen.missing
+    assert "job: node-1 pid 7 left, or is gone" == memory.news[-1]
+    assert "node-1 pid 7 is lost" == said
+
+
+def test_a_closed_run_has_ended(capsys):
+    """
+    Who is not alive any more in a run that is closed has ended, and is not lost.
+    """
+    from etcd_rendezvous._cli.app import console
+
+    run = replace(
+        COMPLETE, phase=Phase.CLOSED, handler="live", participants=(lost(A), B)
+    )
+    console().print(show_run(run))
+    console().print(show_report(report(run)))
+    shown = capsys.readouterr().out
+
+    assert "ended" in shown
+    assert "lost" not in shown
+    assert " 2 " in shown
+    assert "1 of 2" not in shown
+
+
+def test_a_narrow_terminal(capsys):
+    """
+    Of a name that is too long nothing is lost, nor of the columns beside it.
+    """
+    from rich.console import Console
+
+    name = "training-worker-0.training.namespace.svc.cluster.local." * 2
+    run = replace(COMPLETE, run_id=name, participants=(replace(A, address=name),))
+    narrow = Console(width=80)
+    narrow.print(show_report(report(run)))
+    narrow.print(show_run(run))
+    shown = capsys.readouterr().out
+
+    assert "…" not in shown
+    assert shown.count("1.0 s") == 2
+    assert "".join(line.split(" ")[0] for line in shown.splitlines()[1:]).count(name)
+
+
 def test_who_is_missing_is_remembered():
     """
     Of a round that was seen complete those who are not in the next one are missing;
@@ -322,7 +379,20 @@ def test_nothing_that_a_terminal_would_obey_is_shown(capsys):
             "abandoned: nobody of it was heard of for 1.0 s",
         ),
         (replace(COMPLETE, phase=Phase.EMPTY), "no rendezvous, only keys of a store"),
-        (replace(COMPLETE, phase=Phase.CLOSED), "closed: its job is over"),
+        (
+            replace(COMPLETE, phase=Phase.CLOSED, ttl=52.0),
+            "closed: its job is over; its run id is free in 52 s, if all its agents",
+        ),
+        (
+            replace(COMPLETE, phase=Phase.CLOSED, handler="live"),
+            "its run id is free when the last 3 nodes of it have ended",
+        ),
+        (
+            replace(
+                COMPLETE, phase=Phase.CLOSED, handler="live", participants=(lost(A),)
+            ),
+            "closed: its job is over; its run id is free\n",
+        ),
     ],
 )
 def test_where_a_run_stands(run, words, capsys):
@@ -333,7 +403,7 @@ def test_where_a_run_stands(run, words, capsys):
 
     console().print(show_run(run))
 
-    assert words in capsys.readouterr().out.splitlines()[1]
+    assert words in capsys.readouterr().out.splitlines(keepends=True)[1]
 
 
 def test_where_there_is_no_room_for_all(capsys):
@@ -350,7 +420,7 @@ def test_where_there_is_no_room_for_all(capsys):
     console().print(show_report(report(*[run] * 9), 3))
     all_runs = capsys.readouterr().out
 
-    rows = [line.split()[1] for line in one.splitlines()[3:7]]
+    rows = [line.split()[0] for line in one.splitlines()[3:7]]
     assert ["node-2", "node-10", "node-0", "node-1"] == rows
     assert "\nand 97 more\n" in one
     assert 3 == all_runs.count("job")

@@ -54,12 +54,16 @@ _COMMANDS: Final = {
 }
 
 
-def console(*, stderr: bool = False) -> rich.console.Console:
+def console(*, stderr: bool = False, wraps: bool = False) -> rich.console.Console:
     """
-    Make a console that never breaks a line of ours: they are there to be copied.
+    Make a console that does not break a line of ours: they are there to be copied.
+
+    Args:
+        stderr: Whether it writes there.
+        wraps: Whether it breaks lines that are too long for the terminal.
     """
     made = rich.console.Console(
-        stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False
+        stderr=stderr, soft_wrap=not wraps, highlight=False, markup=False, emoji=False
     )
     if not made.is_terminal:
         # A file or a pipe has no edge that a table would have to keep clear of.

@@ -171,7 +171,7 @@ class _Screen:
     def __init__(self, target: Target, run_id: str | None) -> None:
         self._target = target
         self._run_id = run_id
-        self._live = Live(console=console(), auto_refresh=False)
+        self._live = Live(console=console(wraps=True), auto_refresh=False)
         self._said: deque[str] = deque(maxlen=_LINES_OF_NEWS)
         self._shown: RenderableType = ""
 

@@ -17,6 +17,7 @@ from etcd_rendezvous._runs.report import Member, Phase, Report, Run
 
 __all__ = ["duration", "plain", "show_report", "show_run"]
 
+_LOST = "lost"
 _STYLES = {
     Phase.FORMING: "yellow",
     Phase.COMPLETE: "green",
@@ -71,8 +72,7 @@ def show_report(report: Report, most: int | None = None) -> RenderableType:
         report: The runs.
         most: The most runs to show; None for all.
     """
-    table = _table("run", "handler", "round", "state", "nodes", "wait", "spares")
-    table.columns[0].no_wrap = False
+    table = _table("run", "handler", "round", "state", "nodes", "besides")
     for title in ("heard of", "gone in"):
         table.add_column(title, justify="right", no_wrap=True)
     for run in report.runs[:most]:
@@ -82,9 +82,8 @@ def show_report(report: Report, most: int | None = None) -> RenderableType:
             "-" if run.round is None else str(run.round),
             Text(run.phase.value, _STYLES[run.phase]),
             _count(run),
-            str(len(run.waiting)),
-            str(len(run.spares)),
-            _ago(_heard_of(run)),
+            _besides(run),
+            duration(_heard_of(run)),
             duration(run.store_ttl if run.ttl is None else run.ttl),
         )
     return Group(table, *_more(len(report.runs), most), *_notes(report))
@@ -109,8 +108,12 @@ def show_run(run: Run, most: int | None = None) -> RenderableType:
         parts.append(Text(f"missing from the last round{gone}", "red"))
     shown = [
         *((one, _role(one, run)) for one in run.participants),
-        *((one, "waits") for one in run.waiting if not _is_in(one, run.participants)),
-        *((one, "spare") for one in run.spares),
+        *(
+            (one, _role(one, run, "waits"))
+            for one in run.waiting
+            if not _is_in(one, run.participants)
+        ),
+        *((one, _role(one, run, "spare")) for one in run.spares),
     ]
     if most is not None and len(shown) > most:
         shown.sort(key=lambda pair: pair[0].alive)
@@ -121,31 +124,51 @@ def show_run(run: Run, most: int | None = None) -> RenderableType:
 
 
 def _members(shown: Iterable[tuple[Member, str]]) -> Table:
-    table = _table("rank", "node", "pid", "state")
+    table = _table("node", "rank", "pid", "state")
     table.add_column("heard of", justify="right", no_wrap=True)
     for member, role in shown:
         table.add_row(
-            "-" if member.rank is None else str(member.rank),
             plain(member.address),
+            "-" if member.rank is None else str(member.rank),
             str(member.pid or "-"),
-            Text(role if member.alive else "lost", "" if member.alive else "red"),
+            Text(role, "red" if role == _LOST else ""),
             _ago(member.heartbeat_age),
         )
     return table
 
 
-def _table(*titles: str) -> Table:
+def _table(name: str, *titles: str) -> Table:
+    """
+    Return a table that is narrow enough for any terminal: names go on below.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(name, overflow="fold")
     for title in titles:
         table.add_column(title, no_wrap=True)
     return table
+
+
+def _besides(run: Run) -> str:
+    words = []
+    if run.waiting:
+        words.append(f"{len(run.waiting)} wait" + "s" * (len(run.waiting) == 1))
+    if run.spares:
+        words.append(f"{len(run.spares)} spare" + "s" * (len(run.spares) > 1))
+    return ", ".join(words)
 
 
 def _is_in(member: Member, members: Sequence[Member]) -> bool:
     return any(one.id == member.id for one in members)
 
 
-def _role(member: Member, run: Run) -> str:
+def _role(member: Member, run: Run, besides: str = "") -> str:
+    """
+    Say what becomes of a node; ``besides`` if it is not in the round.
+    """
+    if not member.alive:
+        return "ended" if run.phase is Phase.CLOSED else _LOST
+    if besides:
+        return besides
     if run.phase is Phase.FORMING:
         return "joined"
     if _is_in(member, run.waiting):
@@ -163,7 +186,8 @@ def _handler(run: Run) -> str:
 
 def _count(run: Run) -> str:
     alive, world = sum(one.alive for one in run.participants), _world(run)
-    return str(world) if alive == world else f"{alive} of {world}"
+    over = run.phase is Phase.CLOSED
+    return str(world) if over or alive == world else f"{alive} of {world}"
 
 
 def _world(run: Run) -> int:
@@ -194,7 +218,7 @@ def _standing(run: Run) -> str:
     if run.phase is Phase.BROKEN:
         return f"round {run.round} has lost a node; its others meet again"
     if run.phase is Phase.CLOSED:
-        return "closed: its job is over; new agents with this run id are refused"
+        return f"closed: its job is over; its run id is {_free(run)}"
     if run.phase is Phase.ABANDONED:
         heard = _heard_of(run)
         since = "" if heard is None else f" for {duration(heard)}"
@@ -202,6 +226,19 @@ def _standing(run: Run) -> str:
     if run.phase is Phase.EMPTY:
         return "no rendezvous, only keys of a store"
     return f"unreadable: {plain(run.problem or '')}"
+
+
+def _free(run: Run) -> str:
+    """
+    Say when the run id of a closed run is free.
+    """
+    if run.handler == "live":
+        left = len(run.alive)
+        if not left:
+            return "free"
+        return f"free when the last {nodes(left)} of it have ended"
+    when = "soon" if run.ttl is None else f"in {duration(run.ttl)}"
+    return f"free {when}, if all its agents have ended"
 
 
 def _times(run: Run) -> list[str]:

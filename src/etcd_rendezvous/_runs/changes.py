@@ -5,7 +5,9 @@ What has changed in a run between two looks at it, in words.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from .._live.rounds import natural
@@ -22,19 +24,30 @@ def nodes(count: int) -> str:
     return "1 node" if count == 1 else f"{count} nodes"
 
 
-def names(members: Iterable[Member]) -> list[str]:
+def names(
+    members: Iterable[Member], crowded: AbstractSet[str] = frozenset()
+) -> list[str]:
     """
     Return the addresses of nodes, sorted; with the process where one has several.
+
+    Args:
+        members: The nodes.
+        crowded: Addresses that have several, whatever is among the nodes.
     """
     members = list(members)
-    addresses = [one.address for one in members]
+    crowded = crowded | _crowded(members)
     found = [
-        one.address
-        if addresses.count(one.address) == 1
-        else f"{one.address} pid {one.pid}"
+        f"{one.address} pid {one.pid}"
+        if one.address in crowded and one.pid
+        else one.address
         for one in members
     ]
     return sorted(found, key=natural)
+
+
+def _crowded(members: Iterable[Member]) -> set[str]:
+    counts = Counter(one.address for one in members)
+    return {address for address, count in counts.items() if count > 1}
 
 
 def changes(before: Run | None, after: Run | None) -> list[str]:
@@ -58,21 +71,27 @@ def changes(before: Run | None, after: Run | None) -> list[str]:
     if after.problem is not None or before.problem is not None:
         return lines
     old, new = before.members, after.members
-    lines += _of("joined", [one for id_, one in new.items() if id_ not in old])
-    lines += _of("left, or is gone", [o for id_, o in old.items() if id_ not in new])
     both = [(old[id_], new[id_]) for id_ in old if id_ in new]
-    lines += _of("is lost", [new for old, new in both if old.alive and not new.alive])
-    lines += _of("is back", [new for old, new in both if new.alive and not old.alive])
+    events = {
+        "joined": [one for id_, one in new.items() if id_ not in old],
+        "left, or is gone": [one for id_, one in old.items() if id_ not in new],
+        # What is known of a lost one may be less than was.
+        "is lost": [was for was, now in both if was.alive and not now.alive],
+        "is back": [now for was, now in both if now.alive and not was.alive],
+    }
+    crowded = _crowded(old.values()) | _crowded(new.values())
+    for what, members in events.items():
+        lines += _of(what, names(members, crowded))
     return lines
 
 
-def _of(what: str, members: list[Member]) -> list[str]:
-    if not members:
+def _of(what: str, who: list[str]) -> list[str]:
+    if not who:
         return []
-    if len(members) == 1:
-        return [f"{names(members)[0]} {what}"]
+    if len(who) == 1:
+        return [f"{who[0]} {what}"]
     what = what.replace("is ", "are ", 1)
-    return [f"{nodes(len(members))} {what}{listed(names(members), len(members))}"]
+    return [f"{nodes(len(who))} {what}{listed(who, len(who))}"]
 
 
 def _standing(run: Run) -> str:
@@ -138,6 +157,7 @@ class Memory:
         last = self._complete.get(key)
         if last is None or run.phase is not Phase.FORMING or run.missing:
             return run
-        there = {one.address for one in run.members.values()}
-        absent = {one.address for one in last.participants} - there
-        return replace(run, missing=tuple(sorted(absent, key=natural)))
+        # Who is there again may be another process at the same address.
+        there = Counter(one.address for one in run.members.values())
+        absent = Counter(one.address for one in last.participants) - there
+        return replace(run, missing=tuple(sorted(absent.elements(), key=natural)))
