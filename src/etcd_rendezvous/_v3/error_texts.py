@@ -82,7 +82,8 @@ def _in_words(error: BaseException, failure: retry.Failure) -> str:
         return "no connection in time"
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return "no answer in time"
-    return f"the connection broke ({error})"
+    cause = retry.cause_of(error)
+    return f"the connection broke ({getattr(cause, 'strerror', None) or cause})"
 
 
 def tls_in_words(text: str) -> str:
@@ -144,7 +145,7 @@ def read_reply(status: int, body: bytes) -> dict[str, Any] | Trouble:
 
 
 def _not_json(status: int, body: bytes) -> Trouble:
-    text = body[:200].decode("utf-8", "replace").strip()
+    text = " ".join(body[:200].decode("utf-8", "replace").split())
     if "HTTP request to an HTTPS server" in text:
         return _not_etcd(SPEAKS_TLS)
     if _COMMON_NAME in text:
