@@ -29,6 +29,7 @@ import etcd_rendezvous
 from etcd_rendezvous import EtcdClient, EtcdServer
 from etcd_rendezvous._cli.app import cli
 from etcd_rendezvous._cli.doctor_findings import CHECKS
+from etcd_rendezvous._ports import free_ports
 from support import doctor as page
 from support import etcds, users
 from support.quota import SMALL_QUOTA, use_up
@@ -525,6 +526,21 @@ def test_the_gateway_is_off(v2_alone, doctor):
         in (told.line("api")["says"])
     )
     assert "etcd-auto" in told.line("api")["remedy"]
+
+
+def test_the_port_for_peers(make_server, doctor):
+    """
+    Whoever names the wrong one of etcd's two ports is told so.
+    """
+    with free_ports(1, ["localhost"]) as ports:
+        (peer,) = ports
+    make_server(peer_port=peer)
+
+    told = doctor("--endpoint", f"localhost:{peer}")
+
+    assert ("api", "fail") in told.bad
+    assert "it is etcd's port for its peers" == told.line("api")["says"]
+    assert 1 == told.status
 
 
 @pytest.mark.parametrize("backend", ["etcd-auto", "etcd-v2", None])

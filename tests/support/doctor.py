@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "doctor.md"
 # What the page's capital letters stand for; what is not here is any text.
 _PLACEHOLDERS = {
     "N": r"[\d.,]+",
-    "SIZE": r"[\d.]+ (?:bytes|[KMG]iB)",
+    "SIZE": r"[\d.]+ (?:bytes|[KMGT]iB)",
     "ID": r"[0-9a-f]+",
     "DATE": r"\d{4}-\d\d-\d\d",
     "SIDE": r"(?:ahead of|behind)",

@@ -162,6 +162,7 @@ ENDPOINTS = {
     "v3 alone": (WELL, "api", "ok"),
     "v3 and v2": (replace(WELL, has_v2=True), "api", "ok"),
     "no gateway": (replace(WELL, error=NO_V3), "api", "fail"),
+    "peers": (replace(WELL, error=NO_V3, is_for_peers=True), "api", "fail"),
     "no gateway, but v2": (replace(WELL, error=NO_V3, has_v2=True), "api", "fail"),
     "no etcd": (replace(WELL, error=NO_ETCD, version=None), "api", "fail"),
     "silent": (
@@ -372,6 +373,16 @@ OTHERS = {
             judge_descriptors(
                 Job("etcd-live", 600),
                 [replace(WELL, metrics={"process_max_fds": 1024})],
+            )
+        ],
+        "descriptors",
+        "fail",
+    ),
+    "too few descriptors for the nodes of another member": (
+        [
+            judge_descriptors(
+                Job("etcd-live", 600),
+                [replace(WELL, metrics={"process_max_fds": 1024})] * 2,
             )
         ],
         "descriptors",

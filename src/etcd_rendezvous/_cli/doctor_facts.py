@@ -228,6 +228,7 @@ class Look:
         page: Its page ``/version``.
         version: The version that stands there.
         has_v2: Whether it answers on the v2 API; None if that is not known.
+        is_for_peers: Whether it is etcd's port for its peers.
         status: What it says of itself.
         metrics: The numbers of its page ``/metrics`` that matter, by name; empty where
             that can't be read, or was not needed.
@@ -247,6 +248,7 @@ class Look:
     page: Page | None = None
     version: str | None = None
     has_v2: bool | None = None
+    is_for_peers: bool = False
     status: Status | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     clock: Clock | None = None

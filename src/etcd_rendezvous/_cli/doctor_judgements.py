@@ -185,15 +185,24 @@ def _judge_api(look: Look, job: Job) -> Finding:
     if look.has_v3 or _is_about_the_member(look):
         both = " and v2" if look.has_v2 else ""
         return good(check, f"etcd's v3 API over HTTP{both}")
+    if look.is_for_peers:
+        return fail(
+            check,
+            "it is etcd's port for its peers",
+            "name the one for its clients, usually 2379",
+        )
     error = look.error
     reason = reason_of(error) if error is not None else "it is not known"
-    if isinstance(error, EtcdProtocolError) and error.api_missing and look.has_v2:
+    missing = isinstance(error, EtcdProtocolError) and error.api_missing
+    if missing and look.has_v2:
         if job.may_speak_v2:
             return good(check, "etcd's v2 API alone")
         return fail(check, reason, "v2 is served there, which etcd-auto would speak")
     remedy = ""
     if look.page is not None and look.version is None:
         remedy = "mend what answers there, or name etcd itself"
+    elif missing and look.version is not None:
+        remedy = "start that etcd without --enable-grpc-gateway=false"
     elif isinstance(error, EtcdConnectionError):
         remedy = (
             "see whether that etcd is stopped or overloaded, and whether this is the "
@@ -398,14 +407,20 @@ def judge_who(user: str | None, *, given: bool) -> Finding:
     return good(check, "etcd does not ask who we are")
 
 
+_ONE_RUN: Final = (
+    "or name the job's run with --rdzv-id, if the user may touch that one alone"
+)
+
+
 def judge_refusal(error: EtcdError) -> Finding:
     """
     Say why the client that the plug-in would use is of no use.
     """
     if isinstance(error, EtcdAuthError):
         denied = error.code == retry.PERMISSION_DENIED
-        check = "rights" if denied else "authentication"
-        return fail(check, reason_of(error))
+        if denied:
+            return fail("rights", reason_of(error), _ONE_RUN)
+        return fail("authentication", reason_of(error))
     return fail("backend", reason_of(error))
 
 
@@ -424,7 +439,7 @@ def judge_probe(probe: Probe, api: str) -> list[Finding]:
         seconds = probe.lease_seconds
         found.append(good("lease", f"granted for {seconds} s", seconds=seconds))
     if probe.write_error is not None:
-        found.append(fail("rights", reason_of(probe.write_error)))
+        found.append(fail("rights", reason_of(probe.write_error), _ONE_RUN))
         return found
     folder = probe.key.rsplit("/", 1)[0]
     found.append(

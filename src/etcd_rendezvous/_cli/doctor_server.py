@@ -113,11 +113,21 @@ def _with_pages(look: Look, pages: Pages, limit: float) -> Look:
     version = None
     with suppress(ValueError, TypeError, KeyError):
         version = str(json.loads(page.body)["etcdserver"])
-    has_v2 = None
+    has_v2, for_peers = None, False
     if version is not None:
         v2 = pages.get("/v2/keys", limit)
         has_v2 = v2 is not None and is_of_v2(v2.status, v2.body)
-    return replace(look, page=page, version=version, has_v2=has_v2, clock=page.clock)
+        if not (look.has_v3 or has_v2):
+            members = pages.get("/members", limit)
+            for_peers = members is not None and members.status == 200
+    return replace(
+        look,
+        page=page,
+        version=version,
+        has_v2=has_v2,
+        is_for_peers=for_peers,
+        clock=page.clock,
+    )
 
 
 def _with_metrics(look: Look, pages: Pages, job: Job, limit: float) -> Look:

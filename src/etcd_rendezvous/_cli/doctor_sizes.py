@@ -51,8 +51,8 @@ def in_words(size: float) -> str:
     """
     Return a number of bytes for people.
     """
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
             break
         size /= 1024
     digits = 0 if unit == "bytes" or size >= 100 else 1
@@ -138,7 +138,9 @@ def judge_descriptors(job: Job, looks: Sequence[Look]) -> Finding | None:
         f"the member with the fewest has {min(room):,} left"
     )
     if needed > min(room):
-        return warn(
+        # The nodes are shared out among the members.
+        enough = len(room) < len(looks) or needed <= sum(room)
+        return (warn if enough else fail)(
             "descriptors",
             says,
             "raise the limit of etcd's process (ulimit -n, LimitNOFILE=)",
