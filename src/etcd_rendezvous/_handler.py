@@ -551,9 +551,11 @@ def describe(state: Any, settings: RendezvousSettings, also: Any = None) -> str:
         needed += f" to {settings.max_nodes}"
     joined = f"{len(names)} joined{listed(names, len(names))}"
     if state.complete:
+        there = "1 node" if len(names) == 1 else f"{len(names)} nodes"
         return (
-            f"round {state.round} is running with {joined}; this node joins the next "
-            "round, which begins when the running one ends or makes room"
+            f"round {state.round} is running with {there}{listed(names, len(names))}; "
+            "this node joins the next round, which begins when the running one ends or "
+            "makes room"
         )
     if state.deadline is not None and len(names) >= settings.min_nodes:
         left = (state.deadline - datetime.now(timezone.utc)).total_seconds()

@@ -126,6 +126,7 @@ def test_nodes_that_were_heard_of_lately_are_alive(newest_served, prefix, run_id
         "first; or add --force, and they will have to meet again.\n"
     ) == refused.err
     assert 0 == forced.status
+    assert f"the nodes of '{run_id}' that live will meet again.\n" in forced.out
     assert [] == ids(newest_served, prefix)
 
 

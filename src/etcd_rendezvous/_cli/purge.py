@@ -61,7 +61,10 @@ def purge(target: Target, run_id: str, *, yes: bool, force: bool) -> None:
                 removal.remove(force=force)
             except ChangedError as error:
                 raise _alive(run_id, "") from error
-    out.print(f"Deleted {_keys(count)}; the run id '{plain(run_id)}' is free.")
+    then = f"the run id '{plain(run_id)}' is free"
+    if any(run.alive for run in runs):
+        then = f"the nodes of '{plain(run_id)}' that live will meet again"
+    out.print(f"Deleted {_keys(count)}; {then}.")
 
 
 def _refuse_alive(runs: tuple[Run, ...]) -> None:

@@ -735,7 +735,8 @@ class LiveNode:
                 self.log.warning(
                     "This node is out of '%s', since %s: it was paused or cut off for "
                     "longer than %g s (keep_alive_interval x keep_alive_max_attempt), "
-                    "or etcd lost its data. It joins the next round.",
+                    "or the run was deleted, or etcd lost its data. It joins the next "
+                    "round.",
                     self.run_id,
                     why,
                     self._ttl,
