@@ -481,6 +481,23 @@ def test_all_refused(connect):
     )
 
 
+def test_each_in_its_own_way(connect):
+    """
+    Where endpoints fail differently each one's reason is told: that one is down says
+    nothing of the other, which is up and lacks a leader.
+    """
+    step = new_error(503, 14, "etcdserver: no leader")
+    with ScriptedServer(default=step) as up, refused_endpoint() as down:
+        with pytest.raises(EtcdConnectionError) as caught:
+            connect(up.endpoint, down, read_timeout=0.1).get("k")
+
+        reason, _ = said(caught.value, up.endpoint, down)
+        assert (
+            f"etcdserver: no leader (http://{up.endpoint}); connection refused; is etcd "
+            f"running there? (http://{down})"
+        ) == reason
+
+
 @pytest.fixture
 def names(monkeypatch):
     """
