@@ -309,9 +309,9 @@ def test_a_run_of_etcd_live(etcd_server, run_id, look):
         first = live.make(2, 2, "127.0.0.1")
         (joins,) = live.joining(first)
         forming = wait_until(
-            "the first node to join",
-            lambda: seen("forming"),
-            seconds=10,
+            "the first node to join, and what is said of it after a while",
+            lambda: (one := seen("forming")) and one["min_nodes"] and one,
+            seconds=15,
         )
         other = live.process(2, 2, "127.0.0.2")
         second = live.joining(other)[0]
@@ -334,6 +334,7 @@ def test_a_run_of_etcd_live(etcd_server, run_id, look):
         forming["handler"],
     )
     assert [("127.0.0.1", None, True)] == nodes(forming["participants"])
+    assert (2, 2) == (forming["min_nodes"], forming["max_nodes"])
     assert ("complete", 0) == (complete["phase"], complete["round"])
     assert [("127.0.0.1", 0, True), ("127.0.0.2", 1, True)] == nodes(
         complete["participants"]

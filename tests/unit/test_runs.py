@@ -362,6 +362,14 @@ def test_nothing_that_a_terminal_would_obey_is_shown(capsys):
     [
         (FORMING, "round 0 is forming: 2 nodes joined"),
         (
+            replace(FORMING, min_nodes=3, max_nodes=8),
+            "round 0 is forming: 2 nodes joined, 3 to 8 needed\n",
+        ),
+        (
+            replace(FORMING, min_nodes=3, max_nodes=3),
+            "round 0 is forming: 2 nodes joined, 3 needed\n",
+        ),
+        (
             replace(FORMING, last_call=12.2),
             "2 nodes joined; enough, the last call ends in 12 s",
         ),

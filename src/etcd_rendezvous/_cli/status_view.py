@@ -209,7 +209,7 @@ def _standing(run: Run) -> str:
         call = ""
         if run.last_call is not None:
             call = f"; enough, the last call ends in {duration(run.last_call)}"
-        return f"round {run.round} is forming: {there} joined{call}"
+        return f"round {run.round} is forming: {there} joined{_needed(run)}{call}"
     if run.phase is Phase.COMPLETE:
         lost = len(run.participants) - sum(one.alive for one in run.participants)
         gone = f" of {_world(run)}" if _world(run) > len(run.participants) else ""
@@ -226,6 +226,13 @@ def _standing(run: Run) -> str:
     if run.phase is Phase.EMPTY:
         return "no rendezvous, only keys of a store"
     return f"unreadable: {plain(run.problem or '')}"
+
+
+def _needed(run: Run) -> str:
+    if run.min_nodes is None:
+        return ""
+    most = "" if run.max_nodes in (None, run.min_nodes) else f" to {run.max_nodes}"
+    return f", {run.min_nodes}{most} needed"
 
 
 def _free(run: Run) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from .._errors import EtcdError
@@ -375,7 +376,12 @@ class Closer:
             self._say_at = self._waiting_since + _PROGRESS_SECONDS
             return
         seconds = None if decision.wake_at is None else decision.wake_at - now
-        said = progress(roster, self._names, seconds)
+        rules = self._node.rules
+        said = replace(
+            progress(roster, self._names, seconds),
+            least=rules.min_nodes,
+            most=rules.max_nodes,
+        )
         number, before = self._said
         # What was said of an earlier round went away with it.
         if number == roster.number and said.same_as(before):

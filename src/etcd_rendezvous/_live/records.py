@@ -158,6 +158,8 @@ class Progress:
             have not left it.
         missing_count: How many those are.
         seconds: How long the last call takes from now on; None if it has not begun.
+        least: The fewest nodes that the round needs; 0 if that was not told.
+        most: The most that it may have; 0 likewise.
     """
 
     joined: int
@@ -165,6 +167,8 @@ class Progress:
     missing: tuple[str, ...] = ()
     missing_count: int = 0
     seconds: float | None = None
+    least: int = 0
+    most: int = 0
 
     def same_as(self, other: Progress | None) -> bool:
         """
@@ -298,6 +302,8 @@ def encode_progress(progress: Progress) -> bytes:
             "missing": progress.missing,
             "missing_count": progress.missing_count,
             "seconds": progress.seconds,
+            "least": progress.least,
+            "most": progress.most,
         }
     )
 
@@ -317,6 +323,8 @@ def decode_progress(value: bytes) -> Progress:
         missing=_texts(found, "missing"),
         missing_count=_number(found, "missing_count"),
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
+        least=_number({"least": 0, **found}, "least"),
+        most=_number({"most": 0, **found}, "most"),
     )
 
 

@@ -84,13 +84,16 @@ def run_of_live(
     phase = _phase(snapshot, view)
     if phase is Phase.FORMING:
         far = progress(snapshot, addresses, None)
+        told = view.progress
         return replace(
             run,
             phase=phase,
             round=snapshot.number + 1,
             participants=waiting,
             missing=far.missing,
-            last_call=view.progress.seconds if view.progress else None,
+            min_nodes=(told and told.least) or None,
+            max_nodes=(told and told.most) or None,
+            last_call=told.seconds if told else None,
         )
     ranked = tuple(participant(node, rank) for rank, node in enumerate(members))
     spare = phase is Phase.COMPLETE and not _wants(view.round)

@@ -97,6 +97,9 @@ class Run:
         spares: The nodes that step in when another is lost.
         missing: The addresses of nodes that were in the last round and are not in
             the one that forms (`etcd-live`).
+        min_nodes: How many nodes a round needs (`etcd-live`, while one forms); None if
+            nothing tells.
+        max_nodes: How many they may have.
         last_call: When a round that has enough nodes is completed with those it has.
         state_bytes: The size of the pickled state.
         state_age: How long ago the state was written, as of its newest heartbeat, or
@@ -118,6 +121,8 @@ class Run:
     waiting: tuple[Member, ...] = ()
     spares: tuple[Member, ...] = ()
     missing: tuple[str, ...] = ()
+    min_nodes: int | None = None
+    max_nodes: int | None = None
     last_call: float | None = None
     state_bytes: int | None = None
     state_age: float | None = None
@@ -161,6 +166,8 @@ class Run:
             "waiting": [one.as_json() for one in self.waiting],
             "spares": [one.as_json() for one in self.spares],
             "missing": list(self.missing),
+            "min_nodes": self.min_nodes,
+            "max_nodes": self.max_nodes,
             "last_call": _rounded(self.last_call),
             "state_bytes": self.state_bytes,
             "state_age": _rounded(self.state_age),
