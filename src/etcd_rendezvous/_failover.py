@@ -240,6 +240,32 @@ class Failover:
                 pause = retry.pause_seconds(rounds)
                 self._sleep(min(pause, max(deadline - self._clock(), 0.0)))
 
+    def ask(
+        self,
+        attempt: Callable[[Endpoint, float], _T | Trouble],
+        *,
+        what: str,
+        timeout: float,
+    ) -> Answer[_T]:
+        """
+        Read from the endpoint that is asked first, once; a failure has no effect.
+
+        Args:
+            attempt: As of :meth:`run`.
+            what: Likewise.
+            timeout: The seconds for it.
+
+        Raises:
+            EtcdError: As of :meth:`run`.
+        """
+        started = self._clock()
+        endpoint = self.current
+        result = attempt(endpoint, timeout)
+        if isinstance(result, Trouble):
+            trouble = self.in_context(result)
+            raise self.error(trouble, endpoint, what, 1, started) from trouble.cause
+        return Answer(result, endpoint, False)
+
     def in_context(self, trouble: Trouble) -> Trouble:
         """
         See a failed attempt in the light of what was before.

@@ -47,7 +47,8 @@ class Lookout:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client
+        # A look has less time than an operation: that it is late says nothing.
+        self._client = client.once()
         self._key = key
         self._seconds = min(interval / 4, _LONGEST_SECONDS)
         self._clock = clock

@@ -11,6 +11,7 @@ names anything else.
 from __future__ import annotations
 
 import pickle
+import pickletools
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
@@ -20,6 +21,7 @@ __all__ = [
     "Node",
     "State",
     "StateRefusedError",
+    "check_opcodes",
     "count_nodes",
     "is_closed",
     "read_state",
@@ -133,6 +135,55 @@ def read_state(state: bytes) -> State:
     if not _is_sound(found):
         raise StateRefusedError(_UNREADABLE)
     return found  # type: ignore[no-any-return]
+
+
+# What torch's states are made of (pickle protocols 4 and 5).
+_PLAIN: Final = frozenset(
+    {
+        *("PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT"),
+        *("BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT"),
+        *("BININT1", "BININT2", "LONG1", "SHORT_BINUNICODE", "BINUNICODE"),
+        *("SHORT_BINBYTES", "BINBYTES", "GLOBAL", "STACK_GLOBAL", "NEWOBJ", "REDUCE"),
+        *("BUILD", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS"),
+        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    }
+)
+_MEMO: Final = frozenset({"MEMOIZE", "BINPUT", "LONG_BINPUT"})
+_MADE_INTO: Final = frozenset({"REDUCE", "NEWOBJ"})
+_LARGEST_NUMBER: Final = 2**63
+
+
+def check_opcodes(state: bytes) -> None:
+    """
+    Refuse a state that would take much time or memory to read.
+
+    A few bytes can stand for a tuple that takes years to hash. It takes longer than
+    :func:`read_state`, and is for those who look at states of others.
+
+    Args:
+        state: The pickled state.
+
+    Raises:
+        StateRefusedError: It is not made as torch's are.
+    """
+    is_tuple = False
+    try:
+        for opcode, argument, _ in pickletools.genops(state):
+            name = opcode.name
+            if is_tuple and name not in _MEMO:
+                # A tuple is what something is made of, and never in another.
+                if name not in _MADE_INTO:
+                    raise StateRefusedError(_UNREADABLE)
+                is_tuple = False
+            is_tuple = is_tuple or "TUPLE" in name
+            number = abs(argument) if isinstance(argument, int) else 0
+            most = len(state) if name == "LONG_BINPUT" else _LARGEST_NUMBER
+            if name not in _PLAIN or number > most:
+                raise StateRefusedError(_UNREADABLE)
+    except StateRefusedError:
+        raise
+    except Exception as error:  # of a broken pickle nearly any may come
+        raise StateRefusedError(_UNREADABLE) from error
 
 
 def _is_sound(found: Any) -> bool:

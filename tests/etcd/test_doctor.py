@@ -263,7 +263,7 @@ def test_wrong_usage(arguments):
     [
         ("password=hunter2", "The setting 'password' is refused"),
         ("read_timout=5", "did you mean 'read_timeout'?"),
-        ("hunter2", "Entry 1 of --rdzv-conf is not of the form NAME=VALUE"),
+        ("hunter2", "Entry 1 of --rdzv-conf (or PET_RDZV_CONF) is not of the form"),
     ],
 )
 def test_refused_settings(conf, said):

@@ -196,6 +196,101 @@ def test_a_node_that_comes_meanwhile(newest_v3, prefix):
     )
 
 
+def test_what_is_below_a_run_may_be_another_teams(newest_v3, prefix):
+    """
+    Runs under a key prefix that is the key of a run stay as they are, living or not.
+    """
+    run_with_keys(newest_v3, "team", prefix)
+    below = f"{prefix}/team"
+    run_with_keys(newest_v3, "job", below, {"n0": 0.0})
+    run_with_keys(newest_v3, "store.1", below)
+    kept = set(keys_of(newest_v3, f"{below}/job"))
+    kept |= set(keys_of(newest_v3, f"{below}/store.1"))
+
+    done = call("purge", "team", *where(newest_v3, prefix), QUICK, "--yes")
+    again = call("purge", "team", *where(newest_v3, prefix), QUICK, "--yes")
+
+    assert (0, 1) == (done.status, again.status)
+    assert "Deleted 2 keys" in done.out
+    assert 4 == len(kept)
+    assert kept == set(keys_of(newest_v3, prefix))
+    assert [] == ids(newest_v3, prefix)
+
+
+def test_stores_of_v2_have_one_place(newest_v2, run_id):
+    """
+    What may be another run's key stays: one with a longer name, or of the same name
+    under the usual key prefix.
+    """
+    usual = "/torch/elastic/rendezvous"
+    longer = f"{run_id}.1/x"
+    store = run_with_keys(newest_v2, longer, usual, {"n0": 0.0})[1]
+    run_with_keys(newest_v2, run_id, usual, {"n0": 0.0})
+    run_with_keys(newest_v2, run_id, f"/tests/{run_id}")
+
+    done = call("purge", run_id, *where(newest_v2, f"/tests/{run_id}"), QUICK, "--yes")
+    forced = call("purge", run_id, *where(newest_v2, usual), "--yes", "--force")
+
+    assert "Deleted 1 key;" in done.out
+    assert "Deleted 2 keys;" in forced.out
+    assert b"n0" == store.get(f"torch.rendezvous.{longer}.0/MASTER_ADDR")
+
+
+@pytest.mark.parametrize("odd", "?#%")
+def test_names_that_v2_would_not_keep(newest_v2, odd, run_id):
+    """
+    What python-etcd would send as another key's name is refused.
+    """
+    from urllib.parse import quote
+
+    import urllib3
+
+    prefix, name = f"/tests/{run_id}", f"x{odd}41"
+    url = f"http://{newest_v2.endpoint}/v2/keys{quote(f'{prefix}/{name}')}"
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    urllib3.request("PUT", url, body="value=odd", headers=form)
+
+    done = call("purge", name, *where(newest_v2, prefix), "--yes", "--force")
+
+    assert 1 == done.status
+    assert f"'{odd}' ends or changes the name of a key" in done.err
+    assert [name] == ids(newest_v2, prefix)
+
+
+def test_a_run_that_can_not_be_read_is_written(newest_v3, prefix):
+    """
+    Whoever writes what is not torch's state lives, too.
+    """
+    newest_v3.write(f"{prefix}/job", "odd")
+    timer = threading.Timer(1.0, newest_v3.write, (f"{prefix}/job", "even"))
+    timer.start()
+
+    done = call("purge", "job", *where(newest_v3, prefix), QUICK, "--yes")
+    timer.join()
+
+    assert 1 == done.status
+    assert "nodes of 'job' are alive" in done.err
+    assert ["job"] == ids(newest_v3, prefix)
+
+
+def test_the_same_id_in_both_apis(newest_v2, serve, prefix, run_id):
+    """
+    Both are deleted; what has only a store in one of them does not count as new.
+    """
+    v3 = serve("v3", newest_v2.server)
+    run_with_keys(newest_v2, run_id, prefix)
+    with EtcdClient(v3.endpoint) as client:
+        client.put(f"{prefix}/{run_id}/store/key", "x")
+    both = ("--endpoint", v3.endpoint, "--key-prefix", prefix)
+
+    done = call("purge", run_id, *both, QUICK, "--yes")
+    left = call("status", *both, "--json")
+
+    assert 0 == done.status, done
+    assert "Deleted 3 keys" in done.out
+    assert [] == check(left.out)["runs"]
+
+
 def test_a_reply_that_is_lost(newest_v3, make_proxy, prefix):
     """
     A deletion whose reply is lost is told as what it was.

@@ -22,6 +22,7 @@ from etcd_rendezvous import EtcdClient
 from support import users
 from support.live import Nodes
 from support.runs import call, check, torchs_state
+from support.scripted import ScriptedServer, json_reply
 from support.torchrun import clean_environment, wait_until
 
 pytestmark = pytest.mark.torch
@@ -380,10 +381,16 @@ def test_rights_on_the_prefix_are_enough(make_server, serve):
     [
         (["--endpoint=127.0.0.1:1"], "connection refused"),
         (["--endpoint=:"], "The endpoint ':' can't be read"),
-        (["--rdzv-backend=c10d"], "The backend 'c10d' keeps nothing in etcd"),
+        (
+            ["--rdzv-backend=c10d"],
+            "The backend 'c10d' (--rdzv-backend or PET_RDZV_BACKEND) keeps nothing",
+        ),
         (["--rdzv-conf=read_timout=3"], "did you mean 'read_timeout'?"),
         (["--rdzv-conf=password=x"], "The setting 'password' is refused"),
-        (["--rdzv-conf=read_timeout=1,x"], "Entry 2 of --rdzv-conf is not of the form"),
+        (
+            ["--rdzv-conf=read_timeout=1,x"],
+            "Entry 2 of --rdzv-conf (or PET_RDZV_CONF) is not of the form",
+        ),
         (["--read-timeout=never"], "'read_timeout'"),
         ([""], "The run id must not be empty"),
     ],
@@ -443,6 +450,49 @@ def test_neither_torch_nor_python_etcd_is_needed(newest_v3, prefix, absent):
 
     assert "abandoned: nobody of it was heard of for" in said[0]
     assert "Deleted 1 key; the run id 'job' is free." in said[1]
+
+
+def test_a_v2_that_does_not_answer_is_a_note(newest_v3, make_proxy, look, prefix):
+    """
+    Where v3 is served, what stands in the way of v2 hides none of its runs.
+    """
+    newest_v3.backend("job", key_prefix=prefix).set_state(torchs_state({"n0": 1.0}))
+    proxy = make_proxy(newest_v3.endpoint)
+    proxy.hold("/v2/keys")
+
+    found = look(proxy.endpoint, "--read-timeout=1")
+
+    assert ["job"] == [run["run_id"] for run in found["runs"]]
+    (note,) = found["notes"]
+    assert note.startswith("What is kept with etcd's v2 API was not read: Could not")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        json_reply({"code": 3, "message": "boo \x1b]0;mine\x07\x1b[2J"}, 400),
+        json_reply({"header": {"revision": "5"}, "succeeded": True}),
+        json_reply(
+            {
+                "header": {"revision": "5"},
+                "kvs": [{"key": "L2E=", "mod_revision": "5"}],
+                "count": "1",
+            }
+        ),
+    ],
+    ids=["escapes", "an empty transaction", "a key out of place"],
+)
+@pytest.mark.parametrize("run", [[], ["job"]], ids=["all", "one"])
+def test_a_server_that_is_odd(step, run, capfd):
+    """
+    What it says ends the command in one sentence, and nothing that a terminal obeys.
+    """
+    with ScriptedServer(step) as server:
+        done = call("status", *run, "--endpoint", server.endpoint, "--read-timeout=2")
+
+    assert done.status in (0, 1)
+    assert "\x1b" not in done.out + done.err
+    assert 1 >= done.err.count("\n")
 
 
 # -- watching --------------------------------------------------------------------------------

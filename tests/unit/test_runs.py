@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 
 import pytest
 
-from etcd_rendezvous._cli.status_view import duration, plain, show_report, show_run
+from etcd_rendezvous._cli.status_view import duration, show_report, show_run
+from etcd_rendezvous._cli.text import plain
 from etcd_rendezvous._live.records import (
     Keys,
     Node,
@@ -133,6 +134,30 @@ def test_names_beyond_eight_are_counted():
     names = ", ".join(f"node-{n}" for n in range(8))
     assert f"11 nodes joined ({names} and 3 more)" == few
     assert "2 nodes joined (node pid 4, node pid 5)" == two
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [report(replace(COMPLETE, phase=Phase.CLOSED))],
+        [report(replace(COMPLETE, phase=Phase.ABANDONED))],
+        [report()],
+        [],
+    ],
+    ids=["closed", "abandoned", "gone", "begun again"],
+)
+def test_who_was_in_an_earlier_job_is_not_missing(between):
+    """
+    A job with the same run id that begins anew misses nobody of the one before.
+    """
+    memory = Memory()
+    memory.take_in(report(replace(COMPLETE, round=4)))
+    for one in between:
+        memory.take_in(one)
+
+    (run,) = memory.take_in(report(replace(FORMING, participants=(C,)))).runs
+
+    assert () == run.missing
 
 
 def test_nodes_of_one_address():

@@ -143,7 +143,7 @@ class OneReply:
         self.failover = transport.failover
         self._reply = status, body
 
-    def post(self, path, body, *, what, timeout, writes=True, patient=False):
+    def post(self, path, body, *, what, timeout, writes=True, **_):
         return self.failover.run(
             lambda endpoint, limit: read_reply(*self._reply),
             what=what,

@@ -217,3 +217,19 @@ def test_what_is_sent():
         lookout.look()
 
         assert [{}] == [json.loads(one.body) for one in server.requests]
+
+
+def test_a_look_that_is_late_moves_nothing():
+    """
+    A member that is slow to tell how full it is stays the one that is asked.
+    """
+    with ScriptedServer(silence()) as slow, ScriptedServer() as other:
+        with EtcdClient([slow.endpoint, other.endpoint]) as client:
+            failover = client._transport.failover
+            failover._current = 0
+
+            Lookout(client, "/k", 0.8).look()
+
+            assert str(failover.current) == f"http://{slow.endpoint}"
+            assert failover.moves == 0
+            assert other.paths == []

@@ -9,6 +9,7 @@ command must still be able to say how to get it.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 __all__ = ["main"]
@@ -28,4 +29,8 @@ def main() -> None:
             'pip install "etcd-rendezvous[cli]"\n'
         )
         sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of others may have characters that this locale has not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app.cli(prog_name="etcd-rendezvous")

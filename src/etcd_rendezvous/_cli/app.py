@@ -13,6 +13,7 @@ from typing import Any, Final
 import click
 import rich.console
 
+from etcd_rendezvous._cli.text import plain
 from etcd_rendezvous._errors import EtcdError
 from etcd_rendezvous._requirements import require_urllib3
 
@@ -85,7 +86,7 @@ def _plain(
         What click prints; None for an error that needs its traceback.
     """
     if isinstance(exc, EtcdError):
-        return click.ClickException(str(exc))
+        return click.ClickException(plain(str(exc)))
     extra = _COMMANDS[name].extra if name in _COMMANDS else None
     ours = exc.name is None or exc.name.startswith("etcd_rendezvous")
     if extra is None or ours:

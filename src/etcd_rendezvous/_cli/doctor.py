@@ -16,8 +16,8 @@ from typing import Final
 import click
 from rich.text import Text
 
+from etcd_rendezvous._background import Later
 from etcd_rendezvous._cli.app import console
-from etcd_rendezvous._cli.background import Later
 from etcd_rendezvous._cli.doctor_checks import examine
 from etcd_rendezvous._cli.doctor_facts import Job
 from etcd_rendezvous._cli.doctor_findings import (
@@ -31,6 +31,7 @@ from etcd_rendezvous._cli.doctor_findings import (
     worst,
 )
 from etcd_rendezvous._cli.options import NORMALIZED, Target, target_options
+from etcd_rendezvous._cli.text import plain
 from etcd_rendezvous._errors import EtcdSettingError
 from etcd_rendezvous._plugin import takes_over
 from etcd_rendezvous._runs.report import PROBE_RUN
@@ -151,7 +152,7 @@ def _show(groups: Sequence[Group], settings: Settings) -> None:
         out.print(Text(title, style="bold"))
         for one in group.findings:
             for line in _lines(one):
-                line.plain = _without_secrets(line.plain, settings)
+                line.plain = plain(_without_secrets(line.plain, settings))
                 out.print(line)
         out.print()
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from etcd_rendezvous._cli.background import Later
+from etcd_rendezvous._background import Later
 from etcd_rendezvous._cli.doctor_facts import Job, Look
 from etcd_rendezvous._cli.doctor_findings import Finding, Group, fail, warn
 from etcd_rendezvous._cli.doctor_judgements import (

@@ -272,7 +272,7 @@ def judge_clock(look: Look, job: Job) -> Finding:
     )
     if job.is_live:
         return good(check, f"{says}; etcd-live compares no clocks", **values)
-    if clock.least > job.silence / 2:
+    if clock.least > job.silence / 3:
         return warn(
             check,
             says,

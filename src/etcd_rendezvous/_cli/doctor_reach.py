@@ -16,7 +16,7 @@ from typing import Any, Final
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from etcd_rendezvous._cli.background import Later
+from etcd_rendezvous._background import Later
 from etcd_rendezvous._cli.doctor_facts import Clock, Page, Tls
 from etcd_rendezvous._pools import new_pool
 from etcd_rendezvous._settings import Endpoint, TlsFiles

@@ -111,7 +111,7 @@ def _with_pages(look: Look, pages: Pages, limit: float) -> Look:
     if page is None:
         return look
     version = None
-    with suppress(ValueError, TypeError, KeyError):
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
         version = str(json.loads(page.body)["etcdserver"])
     has_v2, for_peers = None, False
     if version is not None:

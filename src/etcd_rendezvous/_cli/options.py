@@ -136,8 +136,9 @@ def _target(
     names = V3_NAMES | AUTO_NAMES | {TORCH_NAME}
     if backend and backend not in names:
         raise EtcdSettingError(
-            f"The backend '{backend}' keeps nothing in etcd that this command knows; "
-            f"it knows {', '.join(sorted(names))}."
+            f"The backend '{backend}' (--rdzv-backend or PET_RDZV_BACKEND) keeps "
+            "nothing in etcd that this command knows; it knows "
+            f"{', '.join(sorted(names))}."
         )
     config: dict[str, Any] = {"read_timeout": _READ_TIMEOUT}
     config |= _pairs(conf or "")
@@ -162,7 +163,8 @@ def _pairs(conf: str) -> dict[str, str]:
         if not equals:
             # It is not shown: it may be the rest of a password.
             raise EtcdSettingError(
-                f"Entry {number} of --rdzv-conf is not of the form NAME=VALUE."
+                f"Entry {number} of --rdzv-conf (or PET_RDZV_CONF) is not of the form "
+                "NAME=VALUE."
             )
         found[name.strip()] = value.strip()
     return found

@@ -12,7 +12,8 @@ import click
 
 from etcd_rendezvous._cli.app import console
 from etcd_rendezvous._cli.options import NORMALIZED, Target, target_options
-from etcd_rendezvous._cli.status_view import plain, show_run
+from etcd_rendezvous._cli.status_view import show_run
+from etcd_rendezvous._cli.text import plain
 from etcd_rendezvous._outages import listed
 from etcd_rendezvous._runs.changes import names
 from etcd_rendezvous._runs.find import Finder
@@ -52,19 +53,22 @@ def purge(target: Target, run_id: str, *, yes: bool, force: bool) -> None:
         if not force:
             _refuse_alive(runs)
             _refuse_changing(finder, target, runs)
-        removals = [finder.removal(run) for run in runs]
-        count = sum(_show_keys(removal) for removal in removals)
+        # What goes as a whole goes first.
+        removals = [finder.removal(run) for run in reversed(runs)]
+        counts = [_show_keys(removal) for removal in removals]
         if not yes:
-            click.confirm(f"Delete {_keys(count)}?", abort=True)
-        for removal in removals:
+            click.confirm(f"Delete {_keys(sum(counts))}?", abort=True)
+        deleted = 0
+        for removal, count in zip(removals, counts, strict=True):
             try:
                 removal.remove(force=force)
             except ChangedError as error:
-                raise _alive(run_id, "") from error
+                raise _alive(run_id, "", deleted) from error
+            deleted += count
     then = f"the run id '{plain(run_id)}' is free"
     if any(run.alive for run in runs):
         then = f"the nodes of '{plain(run_id)}' that live will meet again"
-    out.print(f"Deleted {_keys(count)}; {then}.")
+    out.print(f"Deleted {_keys(deleted)}; {then}.")
 
 
 def _refuse_alive(runs: tuple[Run, ...]) -> None:
@@ -78,22 +82,29 @@ def _refuse_changing(finder: Finder, target: Target, runs: tuple[Run, ...]) -> N
     """
     Refuse to delete what somebody writes, whatever the clocks say of heartbeats.
     """
-    written = {(run.run_id, run.api): run for run in runs if run.handler == "torch"}
-    if not written:
+    # Of etcd-live the leases tell; a store alone has nothing that tells.
+    watched = {run.api: run.revision for run in runs if _is_watched(run)}
+    if not watched:
         return
     seconds = target.beat + 1
-    click.echo(f"Looking for heartbeats for {seconds} s …")
+    click.echo(f"Looking for heartbeats for {seconds} s")
     time.sleep(seconds)
-    for run in finder.find(runs[0].run_id).runs:
-        before = written.get((run.run_id, run.api))
-        if before is None or before.revision != run.revision:
-            raise _alive(run.run_id, "")
+    found = finder.find(runs[0].run_id).runs
+    _refuse_alive(found)
+    now = {run.api: run.revision for run in found if _is_watched(run)}
+    if now != watched:
+        raise _alive(runs[0].run_id, "")
 
 
-def _alive(run_id: str, who: str) -> click.ClickException:
+def _is_watched(run: Run) -> bool:
+    return run.handler != "live" and run.revision > 0
+
+
+def _alive(run_id: str, who: str, deleted: int = 0) -> click.ClickException:
+    what = f"{_keys(deleted)} were deleted, but no more" if deleted else None
     return click.ClickException(
-        f"Nothing was deleted: nodes of '{plain(run_id)}' are alive{who}. End its job "
-        "first; or add --force, and they will have to meet again."
+        f"{what or 'Nothing was deleted'}: nodes of '{plain(run_id)}' are alive{who}. "
+        "End its job first; or add --force, and they will have to meet again."
     )
 
 

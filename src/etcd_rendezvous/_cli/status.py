@@ -22,7 +22,8 @@ from rich.text import Text
 
 from etcd_rendezvous._cli.app import console
 from etcd_rendezvous._cli.options import NORMALIZED, Target, target_options
-from etcd_rendezvous._cli.status_view import plain, show_report, show_run
+from etcd_rendezvous._cli.status_view import show_report, show_run
+from etcd_rendezvous._cli.text import plain
 from etcd_rendezvous._errors import EtcdError
 from etcd_rendezvous._runs.changes import Memory
 from etcd_rendezvous._runs.find import Finder
@@ -159,7 +160,7 @@ class _Lines:
 
     def complain(self, sentence: str) -> None:
         if not self._trouble:
-            click.echo(sentence, err=True)
+            click.echo(plain(sentence), err=True)
         self._trouble = True
 
 
@@ -191,7 +192,7 @@ class _Screen:
         self._draw(Text(f"{_clock(report.time)} Ctrl-C ends this.", "dim"))
 
     def complain(self, sentence: str) -> None:
-        self._draw(Text(sentence, "red"))
+        self._draw(Text(plain(sentence), "red"))
 
     def _draw(self, foot: Text) -> None:
         lines = [Text(line) for line in self._said]

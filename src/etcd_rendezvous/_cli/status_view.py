@@ -11,11 +11,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from etcd_rendezvous._cli.text import plain
 from etcd_rendezvous._outages import listed
 from etcd_rendezvous._runs.changes import nodes
 from etcd_rendezvous._runs.report import Member, Phase, Report, Run
 
-__all__ = ["duration", "plain", "show_report", "show_run"]
+__all__ = ["duration", "show_report", "show_run"]
 
 _LOST = "lost"
 _STYLES = {
@@ -27,18 +28,6 @@ _STYLES = {
     Phase.EMPTY: "dim",
     Phase.UNREADABLE: "red",
 }
-
-
-def plain(text: str) -> str:
-    """
-    Return a text without anything that a terminal would obey.
-
-    What stands in etcd may have been written by anybody.
-    """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in text
-    )
 
 
 def duration(seconds: float | None) -> str:

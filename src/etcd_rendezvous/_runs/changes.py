@@ -148,16 +148,30 @@ class Memory:
                 lines = changes(self._runs.get(key), runs.get(key))
                 self.news += [f"{key[0]}: {line}" for line in lines]
         self._runs = runs
+        self._complete = {
+            key: one for key, one in self._complete.items() if key in runs
+        }
         return replace(report, runs=tuple(runs.values()))
 
     def _with_missing(self, run: Run) -> Run:
         key = (run.run_id, run.api)
+        last = self._complete.get(key)
+        if last is not None and _is_another(run, last):
+            del self._complete[key]
+            last = None
         if run.phase is Phase.COMPLETE:
             self._complete[key] = run
-        last = self._complete.get(key)
         if last is None or run.phase is not Phase.FORMING or run.missing:
             return run
         # Who is there again may be another process at the same address.
         there = Counter(one.address for one in run.members.values())
         absent = Counter(one.address for one in last.participants) - there
         return replace(run, missing=tuple(sorted(absent.elements(), key=natural)))
+
+
+def _is_another(run: Run, last: Run) -> bool:
+    """
+    Say whether a run does not go on with a round that was seen complete.
+    """
+    over = run.phase in (Phase.CLOSED, Phase.ABANDONED)
+    return over or (run.round or 0) < (last.round or 0)

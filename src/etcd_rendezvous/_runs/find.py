@@ -85,9 +85,10 @@ class Finder:
                 if not (absent and self._serves_v2()):
                     raise
                 no_v3 = error
-        if torchs or no_v3 is not None or (self._backend is None and self._serves_v2()):
+        if torchs or no_v3 is not None or self._backend is None:
             try:
-                runs += self._in_v2(run_id)
+                if torchs or no_v3 is not None or self._serves_v2():
+                    runs += self._in_v2(run_id)
             except (EtcdError, ModuleNotFoundError) as error:
                 if torchs or no_v3 is not None:
                     raise

@@ -5,19 +5,22 @@ Read runs through etcd's v3 API.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Final
 from urllib.parse import unquote
 
+from .._background import Later
+from .._errors import EtcdProtocolError
 from .._v3 import wire
 from .._v3.client import EtcdClient
 from .._v3.state_key import key_of_state
-from .._v3.store_keys import store_range
 from .of_live import run_of_live
 from .of_torch import run_of_torch
+from .removal import PARTS
 from .report import Phase, Run
 
 __all__ = ["read_run", "run_ids"]
@@ -63,7 +66,13 @@ def run_ids(client: EtcdClient, key_prefix: str) -> list[str]:
                 found[run] = None
             # What comes before the "/" of a run's other keys may be other runs.
             below = directory + run + b"/"
-            at = wire.prefix_end(below) if slash else entry.key + b"\0"
+            after = wire.prefix_end(below) if slash else entry.key + b"\0"
+        if after <= at:
+            raise EtcdProtocolError(
+                f"Something answered at {client.last_endpoint} that is not etcd's v3 "
+                "API: its keys are not in order."
+            )
+        at = after
     return sorted(unquote(run.decode(errors="replace")) for run in found)
 
 
@@ -71,7 +80,7 @@ def _is_of_a_run(key: bytes, run: bytes) -> bool:
     """
     Say whether a key below a run's tells that there is one: a probe's does not.
     """
-    return key.startswith((run + b"/store", run + b"/live/", run + b"/turn/"))
+    return key.startswith(tuple(run + part for part in PARTS if part != b"/doctor/"))
 
 
 def read_run(
@@ -97,17 +106,21 @@ def read_run(
     key = key_of_state(key_prefix, run_id)
     raw = key.encode()
     live = raw + b"/live/"
-    store, store_end = store_range(raw + b"/store/")
+    store = raw + b"/store/"
     reply = client.txn(
         [],
         [
             wire.op_range(wire.range_message(raw)),
             wire.op_range(wire.range_message(live, wire.prefix_end(live))),
-            wire.op_range(wire.range_message(store, store_end, limit=1)),
+            wire.op_range(wire.range_message(store, wire.prefix_end(store), limit=1)),
         ],
         what=f"read the run '{run_id}'",
         writes=False,
     )
+    if len(reply.ranges) != 3:
+        raise EtcdProtocolError(
+            f"Something answered at {client.last_endpoint} that is not etcd's v3 API."
+        )
     state, lives, stored = reply.ranges
     if not (state.entries or lives.entries or stored.entries):
         return None
@@ -148,9 +161,19 @@ def read_run(
 def _times(client: EtcdClient, leases: set[int]) -> _Times:
     if not leases:
         return _Times({}, {})
-    with ThreadPoolExecutor(min(len(leases), _LEASES_AT_ONCE)) as pool:
-        ordered = sorted(leases)
-        found = dict(zip(ordered, pool.map(client.time_to_live, ordered), strict=True))
+    ordered = sorted(leases)
+
+    def asked(first: int) -> dict[int, tuple[int, int]]:
+        mine = ordered[first::_LEASES_AT_ONCE]
+        return {lease: client.time_to_live(lease) for lease in mine}
+
+    # Whoever is interrupted waits for none of them.
+    several = [
+        Later(partial(asked, n)) for n in range(min(len(ordered), _LEASES_AT_ONCE))
+    ]
+    found: dict[int, tuple[int, int]] = {}
+    for one in several:
+        found |= one.result(threading.TIMEOUT_MAX)
     there = {lease: times for lease, times in found.items() if times[1] > 0}
     return _Times(
         left={lease: float(left) for lease, (left, _) in there.items()},

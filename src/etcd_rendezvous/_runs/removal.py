@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from .._errors import EtcdSettingError
+from .._settings import DEFAULT_KEY_PREFIX
 from .._v3 import wire
 from .._v3.client import EtcdClient
 from .report import Run
@@ -19,9 +21,20 @@ if TYPE_CHECKING:
 __all__ = ["ChangedError", "RemovalV2", "RemovalV3"]
 
 
+#: What the keys of a run begin with on v3, besides that of its state.
+PARTS: Final = (
+    b"/live/",
+    b"/store/",
+    b"/store.slots/",
+    b"/store.queues/",
+    b"/turn/",
+    b"/doctor/",
+)
+
+
 class ChangedError(Exception):
     """
-    Raised when a run has changed since it was looked at.
+    Raised when a run has changed since it was looked at; its state is left alone.
     """
 
 
@@ -38,8 +51,8 @@ class RemovalV3:
         self._client = client
         self._run = run
         self._state = run.key.encode()
-        # All other keys of a run begin with it, and no key of another does.
-        self._below = self._state + b"/"
+        # What else is below may be another's, whose key prefix is this key.
+        self._below = [self._state + part for part in PARTS]
 
     def contents(self, limit: int) -> tuple[list[str], int]:
         """
@@ -51,12 +64,21 @@ class RemovalV3:
         Raises:
             EtcdError: etcd can't be reached, or refuses.
         """
-        end = wire.prefix_end(self._below)
-        below, _ = self._client.range(self._below, end, keys_only=True, limit=limit)
-        state, _ = self._client.range(self._state, keys_only=True)
-        entries = [*state.entries, *below.entries][:limit]
+        messages = [wire.range_message(self._state, keys_only=True)] + [
+            wire.range_message(
+                below, wire.prefix_end(below), keys_only=True, limit=limit
+            )
+            for below in self._below
+        ]
+        reply = self._client.txn(
+            [],
+            [wire.op_range(message) for message in messages],
+            what=f"read the run '{self._run.run_id}'",
+            writes=False,
+        )
+        entries = [entry for found in reply.ranges for entry in found.entries]
         shown = [entry.key.decode(errors="backslashreplace") for entry in entries]
-        return shown, state.count + below.count
+        return shown[:limit], sum(found.count for found in reply.ranges)
 
     def remove(self, *, force: bool) -> None:
         """
@@ -69,7 +91,7 @@ class RemovalV3:
             ChangedError: It has changed since it was seen, or a node has come.
             EtcdError: etcd can't be reached, or refuses.
         """
-        nodes = self._below + b"live/n/"
+        nodes = self._state + b"/live/n/"
         unchanged = [
             wire.compare_mod(self._state, self._state_revision),
             wire.compare_create(nodes, 0, wire.prefix_end(nodes)),
@@ -78,8 +100,9 @@ class RemovalV3:
             [] if force else unchanged,
             [
                 wire.op_delete(wire.delete_message(self._state)),
-                wire.op_delete(
-                    wire.delete_message(self._below, wire.prefix_end(self._below))
+                *(
+                    wire.op_delete(wire.delete_message(below, wire.prefix_end(below)))
+                    for below in self._below
                 ),
             ],
             what=f"delete the run '{self._run.run_id}'",
@@ -103,11 +126,19 @@ class RemovalV2:
     Args:
         client: A python-etcd client. It is read, never altered.
         run: The run, as it was seen.
+
+    Raises:
+        EtcdSettingError: The run has an id that python-etcd does not send as it is.
     """
 
     def __init__(self, client: etcd.Client, run: Run) -> None:
         from .._v2.requests import Requests
 
+        if odd := set(run.key) & set("?#%"):
+            raise EtcdSettingError(
+                f"The run '{run.run_id}' can't be deleted through etcd's v2, where "
+                f"'{min(odd)}' ends or changes the name of a key; use etcdctl."
+            )
         self._requests = Requests(client, patient=False, clock=time.monotonic)
         self._run = run
 
@@ -129,7 +160,10 @@ class RemovalV2:
 
     def remove(self, *, force: bool) -> None:
         """
-        Delete all of it: the state first, then the keys of its store.
+        Delete all of it: the keys of its store first, and then the state.
+
+        By its state it is known, so that it can be deleted again if something fails.
+        What is written meanwhile stays.
 
         Args:
             force: Whether to do so although it may have changed.
@@ -140,18 +174,28 @@ class RemovalV2:
         """
         import etcd
 
+        for node in self._store_nodes():
+            with contextlib.suppress(etcd.EtcdCompareFailed):
+                self._delete(node.key, prevIndex=node.modifiedIndex)
         unless = {} if force else {"prevIndex": self._run.revision}
         try:
             self._delete(self._run.key, **unless)
         except etcd.EtcdCompareFailed as error:
             raise ChangedError from error
-        for node in self._store_nodes():
-            self._delete(node.key)
 
     def _store_nodes(self) -> list[etcd.EtcdResult]:
+        """
+        Return the keys of the run's store, unless another run may have them.
+
+        The stores of all key prefixes have one place.
+        """
         from .._v2.requests import STORE_PATH, name_in, run_of
 
-        nodes, _ = self._requests.children(STORE_PATH, self._requests.read_timeout)
+        usual = f"{DEFAULT_KEY_PREFIX}/{self._run.run_id}"
+        seconds = self._requests.read_timeout
+        if usual != self._run.key and self._requests.look(usual, seconds).stored:
+            return []
+        nodes, _ = self._requests.children(STORE_PATH, seconds)
         return [
             node
             for node in nodes

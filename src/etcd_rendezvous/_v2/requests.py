@@ -455,10 +455,17 @@ def name_in(path: str) -> bytes | None:
 
 def run_of(name: bytes) -> str | None:
     """
-    Return the run that a store key of torch's handler is of; None if it is another's.
+    Return the run that a store key of torch's handler is of.
 
     Args:
         name: The key: ``torch.rendezvous.<run>.<round>/…``.
+
+    Returns:
+        The run; None if it is nobody's, or might be of either of two runs.
     """
-    found = re.match(rb"torch\.rendezvous\.(.+?)\.[0-9]+/", name, re.DOTALL)
-    return found[1].decode(errors="replace") if found else None
+    prefix = b"torch.rendezvous."
+    if not name.startswith(prefix):
+        return None
+    rest = name.removeprefix(prefix)
+    ends = [found.start() for found in re.finditer(rb"\.[0-9]+/", rest)]
+    return rest[: ends[0]].decode(errors="replace") if len(ends) == 1 else None

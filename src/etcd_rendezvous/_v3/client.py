@@ -91,6 +91,7 @@ class EtcdClient:
             credentials_of(user, password, password_file),
         )
         self._patient = False
+        self._once = False
 
     def __repr__(self) -> str:
         last = self._transport.failover.last_good
@@ -172,6 +173,17 @@ class EtcdClient:
         patient = copy.copy(self)
         patient._patient = True  # noqa: SLF001
         return patient
+
+    def once(self) -> EtcdClient:
+        """
+        Return a client on the same connections that reads from one endpoint, once.
+
+        For what is not worth going elsewhere: its failures are raised at once, and tell
+        nobody that an endpoint is of no use.
+        """
+        modest = copy.copy(self)
+        modest._once = True  # noqa: SLF001
+        return modest
 
     @property
     def closed(self) -> bool:
@@ -471,7 +483,7 @@ class EtcdClient:
         endpoint, status, body = self._transport.get("/version", timeout=limit)
         try:
             return str(json.loads(body)["etcdserver"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise EtcdProtocolError(
                 f"Could not read the version at {endpoint}: something answered that "
                 f"is not etcd (HTTP status {status})."
@@ -532,6 +544,7 @@ class EtcdClient:
                 timeout=self._read_timeout if timeout is None else timeout,
                 writes=writes,
                 patient=self._patient,
+                once=self._once,
             )
         except EtcdReplyError as error:
             for text, kind in _KINDS.items():
@@ -550,7 +563,7 @@ def is_of_v2(status: int, body: bytes) -> bool:
     """
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     if not isinstance(data, dict):
         return False

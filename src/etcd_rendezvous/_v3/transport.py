@@ -107,6 +107,7 @@ class Transport:
         timeout: float,
         writes: bool = True,
         patient: bool = False,
+        once: bool = False,
     ) -> Answer[dict[str, Any]]:
         """
         Send one operation until it is answered or its time is up.
@@ -119,6 +120,8 @@ class Transport:
                 most, and by what name resolution takes.
             writes: Whether the operation changes anything.
             patient: Whether to go on although no endpoint can be reached.
+            once: Whether one endpoint is asked, once; it reads, and a failure has no
+                effect.
 
         Raises:
             EtcdConnectionError: No endpoint answered.
@@ -146,6 +149,8 @@ class Transport:
                     self._auth.distrust()
             return outcome
 
+        if once:
+            return self.failover.ask(attempt, what=what, timeout=timeout)
         return self.failover.run(
             attempt, what=what, timeout=timeout, writes=writes, patient=patient
         )
