@@ -273,6 +273,31 @@ def test_a_run_that_can_not_be_read_is_written(newest_v3, prefix):
     assert ["job"] == ids(newest_v3, prefix)
 
 
+def test_a_run_that_changes_while_it_asks(newest_served, prefix, run_id):
+    """
+    What has changed since it was shown is left alone, whatever is answered.
+    """
+    backend, _, token = run_with_keys(newest_served, run_id, prefix)
+    place = where(newest_served, prefix)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "etcd_rendezvous", "purge", run_id, *place, QUICK],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(PYTHONUNBUFFERED="1"),
+    )
+    shown = ""
+    while "[y/N]" not in shown:
+        shown += process.stdout.read(1)
+    backend.set_state(torchs_state({"n0": 0.0}), token)
+    _, err = process.communicate("y\n", timeout=30)
+
+    assert 1 == process.returncode
+    assert f"The run '{run_id}' has changed meanwhile, so that its state was" in err
+    assert [run_id] == ids(newest_served, prefix)
+
+
 def test_the_same_id_in_both_apis(newest_v2, serve, prefix, run_id):
     """
     Both are deleted; what has only a store in one of them does not count as new.

@@ -23,6 +23,7 @@ from etcd_rendezvous._runs.report import Run
 __all__ = ["purge"]
 
 _KEYS_SHOWN = 10
+_END_FIRST = "End its job first; or add --force, and they will have to meet again."
 
 
 @click.command(context_settings=NORMALIZED)
@@ -63,7 +64,7 @@ def purge(target: Target, run_id: str, *, yes: bool, force: bool) -> None:
             try:
                 removal.remove(force=force)
             except ChangedError as error:
-                raise _alive(run_id, "", deleted) from error
+                raise _changed(run_id, deleted) from error
             deleted += count
     then = f"the run id '{plain(run_id)}' is free"
     if any(run.alive for run in runs):
@@ -100,11 +101,17 @@ def _is_watched(run: Run) -> bool:
     return run.handler != "live" and run.revision > 0
 
 
-def _alive(run_id: str, who: str, deleted: int = 0) -> click.ClickException:
-    what = f"{_keys(deleted)} were deleted, but no more" if deleted else None
+def _alive(run_id: str, who: str) -> click.ClickException:
     return click.ClickException(
-        f"{what or 'Nothing was deleted'}: nodes of '{plain(run_id)}' are alive{who}. "
-        "End its job first; or add --force, and they will have to meet again."
+        f"Nothing was deleted: nodes of '{plain(run_id)}' are alive{who}. {_END_FIRST}"
+    )
+
+
+def _changed(run_id: str, deleted: int) -> click.ClickException:
+    before = f" {_keys(deleted)} of it had been deleted before." if deleted else ""
+    return click.ClickException(
+        f"The run '{plain(run_id)}' has changed meanwhile, so that its state was left "
+        f"alone: nodes of it are alive.{before} {_END_FIRST}"
     )
 
 
