@@ -16,10 +16,10 @@ from typing import Final, NamedTuple
 from ._log import SlowBeat
 from ._settings import Endpoint
 
-__all__ = ["ClockWatch", "Sending", "seconds_ahead"]
+__all__ = ["RESOLUTION", "ClockWatch", "Sending", "seconds_ahead", "seconds_of"]
 
-# What a date of HTTP leaves open.
-_RESOLUTION: Final = 1.0
+#: What a date of HTTP leaves open, in seconds: it is rounded down.
+RESOLUTION: Final = 1.0
 # A reply is looked at this often, and what is wrong said no more often than that.
 _LOOK_SECONDS: Final = 10.0
 _SAY_SECONDS: Final = 600.0
@@ -56,7 +56,7 @@ def seconds_ahead(date: float, sent: float, received: float) -> float:
     """
     if date > received:
         return received - date
-    return max(sent - (date + _RESOLUTION), 0.0)
+    return max(sent - (date + RESOLUTION), 0.0)
 
 
 class ClockWatch:
@@ -103,7 +103,7 @@ class ClockWatch:
             date: The header ``Date``; None if there is none.
             sending: When the request was sent.
         """
-        told = _seconds(date) if date else None
+        told = seconds_of(date)
         if told is None:
             return
         now = self._clock()
@@ -125,10 +125,12 @@ class ClockWatch:
         )
 
 
-def _seconds(date: str) -> float | None:
+def seconds_of(date: str | None) -> float | None:
     """
-    Read a date of HTTP; None if it is none.
+    Read the header ``Date``, in seconds since the epoch; None if it is none.
     """
+    if not date:
+        return None
     try:
         parts = parsedate_tz(date)
         return None if parts is None else float(mktime_tz(parts))

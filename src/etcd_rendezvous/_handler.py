@@ -36,7 +36,7 @@ from ._clocks import ClockWatch
 from ._guard import GuardedBackend
 from ._log import BEAT_SECONDS, SlowBeat, SlowLog, log
 from ._metrics import Metrics
-from ._outages import Outages, absence, is_hopeless, listed
+from ._outages import Outages, absence, is_hopeless, listed, nodes, span
 from ._settings import HANDLER_SETTINGS
 from ._signals import signalled
 from ._space import Growth
@@ -369,8 +369,8 @@ class EtcdRendezvousHandler(DynamicRendezvousHandler):
             return
         if state.participants.get(self._this_node) == 0:
             interval = self.settings.keep_alive_interval.total_seconds()
-            nodes = len(state.last_heartbeats)
-            lookout.look(Growth(self._backend.state_bytes, nodes, interval))
+            beating = len(state.last_heartbeats)
+            lookout.look(Growth(self._backend.state_bytes, beating, interval))
 
 
 class StateHolder(_BackendRendezvousStateHolder):
@@ -542,20 +542,17 @@ def describe(state: Any, settings: RendezvousSettings, also: Any = None) -> str:
     Returns:
         Words such as "2 joined (a, b), 3 to 4 needed".
     """
-    nodes = set(state.participants)
+    there = set(state.participants)
     if also is not None and not state.complete:
-        nodes.add(also)
-    names = sorted(node.addr for node in nodes)
-    needed = f"{settings.min_nodes}"
-    if settings.max_nodes != settings.min_nodes:
-        needed += f" to {settings.max_nodes}"
+        there.add(also)
+    names = sorted(node.addr for node in there)
+    needed = span(settings.min_nodes, settings.max_nodes)
     joined = f"{len(names)} joined{listed(names, len(names))}"
     if state.complete:
-        there = "1 node" if len(names) == 1 else f"{len(names)} nodes"
         return (
-            f"round {state.round} is running with {there}{listed(names, len(names))}; "
-            "this node joins the next round, which begins when the running one ends or "
-            "makes room"
+            f"round {state.round} is running with {nodes(len(names))}"
+            f"{listed(names, len(names))}; this node joins the next round, which "
+            "begins when the running one ends or makes room"
         )
     if state.deadline is not None and len(names) >= settings.min_nodes:
         left = (state.deadline - datetime.now(timezone.utc)).total_seconds()

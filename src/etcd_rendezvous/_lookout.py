@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ._errors import EtcdConnectionError, EtcdError, EtcdReplyError
 from ._log import log
 from ._space import Growth, Space, space_of
+from ._v3 import wire
 
 if TYPE_CHECKING:
     from ._v3.client import EtcdClient
@@ -23,7 +24,6 @@ __all__ = ["Lookout"]
 
 _LOOK_SECONDS: Final = 600.0
 _LONGEST_SECONDS: Final = 1.0
-_COMPACTED: Final = "has been compacted"
 
 
 class Lookout:
@@ -35,7 +35,8 @@ class Lookout:
     Args:
         client: The client.
         key: A key that the user may read.
-        interval: The seconds between two heartbeats; a look takes half of it at most.
+        interval: The seconds between two heartbeats; each request of a look takes a
+            quarter of it at most.
         clock: A monotonic clock, in seconds.
     """
 
@@ -119,7 +120,7 @@ class Lookout:
                 self._key, revision=1, keys_only=True, timeout=self._seconds
             )
         except EtcdReplyError as error:
-            if _COMPACTED not in error.text:
+            if wire.COMPACTED not in error.text:
                 log.debug("Whether etcd is compacted is not known: %s", error)
             return True
         return False

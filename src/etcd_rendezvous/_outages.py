@@ -11,7 +11,15 @@ from typing import Final
 from ._errors import EtcdAuthError, EtcdLimitError, EtcdReplyError
 from ._log import SlowBeat
 
-__all__ = ["MOST_NAMES", "Outages", "absence", "is_hopeless", "listed"]
+__all__ = [
+    "MOST_NAMES",
+    "Outages",
+    "absence",
+    "is_hopeless",
+    "listed",
+    "nodes",
+    "span",
+]
 
 MOST_NAMES: Final = 8
 
@@ -47,6 +55,20 @@ def listed(names: Sequence[str], count: int) -> str:
         return ""
     more = f" and {count - len(shown)} more" if count > len(shown) else ""
     return f" ({', '.join(shown)}{more})"
+
+
+def nodes(count: int) -> str:
+    """
+    Return a number of nodes in words.
+    """
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def span(least: int, most: int) -> str:
+    """
+    Return how many are needed in words, such as "2" or "2 to 4".
+    """
+    return f"{least}" if most == least else f"{least} to {most}"
 
 
 class Outages:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Growth", "Space", "space_of"]
+__all__ = ["DEFAULT_QUOTA", "Growth", "Space", "space_of"]
 
 DEFAULT_QUOTA: Final = 2 * 1024**3  # etcd's own
 _NEAR: Final = 0.8

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +34,7 @@ from etcd_rendezvous import _handler as handler_module  # noqa: E402
 from etcd_rendezvous import create_backend, create_handler  # noqa: E402
 from etcd_rendezvous._handler import settings_of_torch  # noqa: E402
 from etcd_rendezvous._settings import HANDLER_SETTINGS  # noqa: E402
+from support.runs import torchs_state  # noqa: E402
 
 
 def parameters(endpoint, run_id, *, least=1, most=2, addr=None, **config):
@@ -330,3 +332,35 @@ def test_closed_run_says_when_it_is_free(own_server, run_id):
     again = create_handler(params)
     assert again.next_rendezvous().world_size == 1
     again._stop_heartbeats()
+
+
+@pytest.mark.parametrize(
+    ("ages", "complete", "said"),
+    [
+        ({"a": 1.0}, False, "1 joined (a), 2 to 4 needed for round 3"),
+        (
+            {"a": 1.0},
+            True,
+            (
+                "round 3 is running with 1 node (a); this node joins the next round, which "
+                "begins when the running one ends or makes room"
+            ),
+        ),
+        (
+            {"a": 1.0, "b": 1.0},
+            True,
+            (
+                "round 3 is running with 2 nodes (a, b); this node joins the next round, "
+                "which begins when the running one ends or makes room"
+            ),
+        ),
+    ],
+)
+def test_how_far_a_round_is(ages, complete, said):
+    """
+    Who waits is told who has joined, or who is in the round that runs.
+    """
+    state = pickle.loads(torchs_state(ages, complete=complete, round=3))
+    settings = SimpleNamespace(min_nodes=2, max_nodes=4)
+
+    assert handler_module.describe(state, settings) == said

@@ -10,7 +10,6 @@ import ssl
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import urllib3
@@ -18,13 +17,13 @@ from urllib3.exceptions import HTTPError
 
 from etcd_rendezvous._background import Later
 from etcd_rendezvous._cli.doctor_facts import Clock, Page, Tls
+from etcd_rendezvous._clocks import RESOLUTION, seconds_of
 from etcd_rendezvous._pools import new_pool
 from etcd_rendezvous._settings import Endpoint, TlsFiles
 
 __all__ = ["Pages", "clock_of", "connect", "metrics_in", "resolve"]
 
 _LARGEST_PAGE: Final = 4 * 1024 * 1024
-_DATE_SECONDS: Final = 1.0  # what a Date header is rounded down to
 
 
 def resolve(endpoint: Endpoint, limit: float) -> list[tuple[Any, ...]]:
@@ -149,11 +148,8 @@ def clock_of(date: str | None, before: float, after: float) -> Clock | None:
         before: This machine's time before the request, in seconds since 1970.
         after: The same when the reply was there.
     """
-    try:
-        told = parsedate_to_datetime(date or "").timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return Clock(told - after, told + _DATE_SECONDS - before)
+    told = seconds_of(date)
+    return None if told is None else Clock(told - after, told + RESOLUTION - before)
 
 
 def metrics_in(text: str, names: Iterable[str]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from etcd_rendezvous._cli.doctor_facts import History, Job, Look
 from etcd_rendezvous._cli.doctor_findings import Finding, fail, good, unknown, warn
 from etcd_rendezvous._limits import remedy_of
 from etcd_rendezvous._settings import DEFAULT_REQUEST_LIMIT
+from etcd_rendezvous._space import DEFAULT_QUOTA, Space
 
 __all__ = [
     "bytes_of_request",
@@ -41,7 +42,6 @@ _FORM: Final = 1 + 2 * 2 / 64
 _FULL: Final = 0.8
 _OLD_HISTORY: Final = 100_000
 _SOON_SECONDS: Final = 7 * 24 * 3600
-_DEFAULT_QUOTA: Final = 2 * 1024**3
 
 _NOSPACE: Final = "NOSPACE"
 _CORRUPT: Final = "CORRUPT"
@@ -229,7 +229,7 @@ def judge_history(job: Job, history: History | None, looks: Sequence[Look]) -> F
     )
     rate = history_bytes_per_second(job)
     if rate:
-        room = min((_room(look) for look in looks), default=_DEFAULT_QUOTA)
+        room = min((_room(look) for look in looks), default=DEFAULT_QUOTA)
         seconds = room / rate
         values |= {"bytes_per_hour": round(rate * 3600), "seconds_left": round(seconds)}
         never += (
@@ -249,7 +249,7 @@ def _room(look: Look) -> int:
     Return how many bytes a member's database may still grow by.
     """
     size = look.status.size if look.status else 0
-    return max((look.quota or _DEFAULT_QUOTA) - size, 0)
+    return Space(size=size, quota=look.quota or 0).left
 
 
 def _duration(seconds: float) -> str:

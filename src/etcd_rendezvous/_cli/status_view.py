@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from etcd_rendezvous._cli.text import plain
-from etcd_rendezvous._outages import listed
-from etcd_rendezvous._runs.changes import nodes
+from etcd_rendezvous._outages import listed, nodes, span
 from etcd_rendezvous._runs.report import Member, Phase, Report, Run
 
 __all__ = ["duration", "show_report", "show_run"]
@@ -220,8 +219,7 @@ def _standing(run: Run) -> str:
 def _needed(run: Run) -> str:
     if run.min_nodes is None:
         return ""
-    most = "" if run.max_nodes in (None, run.min_nodes) else f" to {run.max_nodes}"
-    return f", {run.min_nodes}{most} needed"
+    return f", {span(run.min_nodes, run.max_nodes or run.min_nodes)} needed"
 
 
 def _free(run: Run) -> str:

@@ -5,7 +5,7 @@ What is said to who waits.
 
 from __future__ import annotations
 
-from .._outages import listed
+from .._outages import listed, nodes, span
 from .records import Progress, Round
 from .rounds import Rules
 from .view import View
@@ -31,9 +31,7 @@ def describe_wait(view: View, rules: Rules, node: str, since: float) -> str:
     known = last is None or last.broken or last.waiting or view.progress
     if last is not None and not known and node not in last.members:
         return _running(last, rules)
-    needed = str(rules.min_nodes)
-    if rules.max_nodes != rules.min_nodes:
-        needed += f" to {rules.max_nodes}"
+    needed = span(rules.min_nodes, rules.max_nodes)
     said = view.progress
     if said is None:
         return f"{needed} nodes needed for round {number}"
@@ -50,10 +48,9 @@ def describe_wait(view: View, rules: Rules, node: str, since: float) -> str:
 
 
 def _running(last: Round, rules: Rules) -> str:
-    nodes = len(last.members)
-    text = f"round {last.number} is running with {nodes} "
-    text += "node; " if nodes == 1 else "nodes; "
-    if nodes >= rules.max_nodes:
+    running = len(last.members)
+    text = f"round {last.number} is running with {nodes(running)}; "
+    if running >= rules.max_nodes:
         return text + "this node is a spare, and steps in when one of them is lost"
     return (
         text + "this node joins the next round, which begins when the running one ends "

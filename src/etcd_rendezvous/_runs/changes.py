@@ -11,17 +11,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from .._live.rounds import natural
-from .._outages import listed
+from .._outages import listed, nodes
 from .report import Member, Phase, Report, Run
 
-__all__ = ["Memory", "changes", "names", "nodes"]
-
-
-def nodes(count: int) -> str:
-    """
-    Return a number of nodes in words.
-    """
-    return "1 node" if count == 1 else f"{count} nodes"
+__all__ = ["Memory", "changes", "names"]
 
 
 def names(
