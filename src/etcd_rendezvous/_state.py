@@ -40,7 +40,19 @@ class StateRefusedError(ValueError):
     """
 
 
-class Node:
+class _Sealed(type):
+    """
+    A class that a pickle can't change.
+
+    A pickle can set attributes of a class that it names, not of its instances alone,
+    and they would stay for all states to come.
+    """
+
+    def __setattr__(cls, name: str, _: object) -> None:
+        raise TypeError(f"{name} is not to be set on a class")
+
+
+class Node(metaclass=_Sealed):
     """
     Stands for torch's description of a node.
 
@@ -64,7 +76,7 @@ class Node:
         return f"{self.addr}_{self.pid}_{self.local_id}"
 
 
-class State:
+class State(metaclass=_Sealed):
     """
     Stands for torch's rendezvous state (2.6 to 2.14).
 

@@ -176,6 +176,31 @@ def test_a_name(name, pickled):
         read_state(pickled)
 
 
+@pytest.mark.parametrize("name", ["_RendezvousState", "_NodeDesc"])
+@pytest.mark.parametrize("attribute", ["__hash__", "__setstate__", "any"])
+def test_a_class_that_is_changed(name, attribute):
+    """
+    A state that would change a class, so that no later one can be read, is refused, and
+    changes nothing.
+    """
+    good = pickle.dumps(state(), 4)
+    frame = good.index(b"\x8c")  # where what is in the frame begins
+    module = _RendezvousState.__module__
+    evil = (
+        b"\x80\x04"
+        + f"c{module}\n{name}\n(N}}\x8c".encode()
+        + bytes([len(attribute)])
+        + attribute.encode()
+        + b"cdatetime\ntimedelta\nstb0"
+        + good[frame:]
+    )
+    with pytest.raises(StateRefusedError, match="not a pickle that torch's handler"):
+        read_state(evil)
+
+    read_state(good)
+    assert count_nodes(good) == 2
+
+
 @pytest.mark.parametrize(
     "broken",
     [
