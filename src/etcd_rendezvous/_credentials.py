@@ -7,6 +7,7 @@ No network and no torch. The password is in no repr and in no error.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +58,13 @@ class Credentials:
         """
         if self.password_file is None:
             return self._password or ""
+        path = Path(self.password_file)
         try:
-            text = Path(self.password_file).read_text("utf-8")
+            if path.exists() and not path.is_file():
+                # A pipe has its text once, and until then keeps us waiting.
+                raise OSError(errno.EINVAL, "it is no regular file")
+            # Editors of Windows begin a file with a mark of its encoding.
+            text = path.read_text("utf-8-sig")
         except UnicodeDecodeError:
             raise EtcdSettingError(
                 f"The password file {self.password_file} is no text in UTF-8."
@@ -98,6 +104,13 @@ def credentials_of(
         raise EtcdSettingError(
             "There is a password for etcd, but no user; name one with 'user', or "
             f"under a launcher in {USER_VARIABLE}."
+        )
+    if ":" in user:
+        # As etcdctl takes both; a user's name is logged.
+        raise EtcdSettingError(
+            "There is a colon in the user for etcd: name the user alone, and the "
+            f"password's file with 'password_file', or under a launcher set "
+            f"{PASSWORD_VARIABLE}. What was given is not shown."
         )
     if not (password or password_file):
         raise EtcdSettingError(

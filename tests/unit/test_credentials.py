@@ -5,6 +5,8 @@ User and password: where they are found, and that nobody sees the password.
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from etcd_rendezvous import EtcdClient, EtcdSettingError
@@ -80,6 +82,9 @@ def test_file_is_read_anew(file):
     assert who.password() == "other"
     file.write_text("two\nlines\n\n")
     assert who.password() == "two\nlines\n"
+    # As editors of Windows write it.
+    file.write_bytes(b"\xef\xbb\xbfmarked\r\n")
+    assert who.password() == "marked"
     file.unlink()
     with pytest.raises(EtcdSettingError, match="password file can't be read"):
         who.password()
@@ -126,6 +131,27 @@ def test_file_that_is_no_use(tmp_path, content, words):
 
     assert str(path) in said
     assert words in said
+
+
+def test_file_that_can_be_read_once_alone(tmp_path):
+    """
+    A pipe is refused, and not waited for.
+    """
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    said = refusal({"user": "alice", "password_file": str(path)})
+
+    assert f"can't be read: {path} (it is no regular file)" in said
+
+
+def test_user_and_password_in_one():
+    """
+    What etcdctl takes as a user, with the password, is refused and not shown.
+    """
+    both = f"alice:{SECRET}"
+
+    assert "a colon in the user" in refusal({"user": both})
+    assert "is not shown" in refusal(**{USER_VARIABLE: both, PASSWORD_VARIABLE: "x"})
 
 
 @pytest.mark.parametrize(
