@@ -44,7 +44,8 @@ def new_pool(
         maxsize=size,
         retries=False,
         cert_file=tls.cert,
-        key_file=tls.key,
+        # Named, urllib3 looks whether it is encrypted; else OpenSSL asks the terminal.
+        key_file=tls.key or tls.cert,
         ca_certs=tls.ca,
         cert_reqs="CERT_REQUIRED",
     )

@@ -18,11 +18,18 @@ import threading
 import time
 from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 
 import psutil
 import pytest
 import trustme
 import urllib3
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from etcd_rendezvous._errors import (
     EtcdConnectionError,
@@ -899,6 +906,82 @@ def test_another_name(connect, authority, ca_cert):
         )
 
 
+def test_a_certificate_that_is_out_of_date(connect, authority, ca_cert):
+    """
+    That it has expired is what is said, not that its authority is not known.
+    """
+    until = datetime.now(timezone.utc) - timedelta(hours=1)
+    context = server_side(authority.issue_cert("127.0.0.1", not_after=until))
+    with ScriptedServer(ssl_context=context) as server:
+        with pytest.raises(EtcdProtocolError) as caught:
+            connect(server.url, ca_cert=ca_cert, known=False).get("k")
+
+        assert tls_said(caught.value, server).startswith(
+            "its certificate is out of date; issue a new one, or set this machine's "
+            "clock right ("
+        )
+
+
+@pytest.mark.parametrize("which", ["ca_cert", "cert", "key", "key left out"])
+def test_a_file_that_is_no_certificate(connect, authority, ca_cert, tmp_path, which):
+    """
+    A file that holds something else is told at once, with the settings to look at.
+    """
+    mine = authority.issue_cert("client.example")
+    files = {"ca_cert": ca_cert}
+    for name, blob in (
+        ("cert", mine.cert_chain_pems[0]),
+        ("key", mine.private_key_pem),
+    ):
+        files[name] = str(tmp_path / name)
+        blob.write_to_path(files[name])
+    if which in files:
+        files[which] = str(tmp_path / "other")
+        (tmp_path / "other").write_text("nothing of the kind\n")
+    else:
+        del files["key"]
+    context = server_side(authority.issue_cert("127.0.0.1"))
+    with ScriptedServer(ssl_context=context) as server:
+        with pytest.raises(EtcdProtocolError) as caught:
+            connect(server.url, **files, known=False).get("k")
+
+        assert tls_said(caught.value, server).startswith(
+            "a file holds no certificate, or no key, in PEM; look at ssl_cert, "
+            "ssl_cert_key and ca_cert ("
+        )
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_key_that_is_encrypted(connect, authority, ca_cert, tmp_path, files):
+    """
+    A key with a password is refused at once, also in the certificate's file; nobody is
+    asked on the terminal.
+    """
+    mine = authority.issue_cert("client.example")
+    key = load_pem_private_key(mine.private_key_pem.bytes(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"xyzzy")
+    )
+    cert, own = tmp_path / "cert.pem", tmp_path / "key.pem"
+    chain = mine.cert_chain_pems[0].bytes()
+    cert.write_bytes(chain if files == 2 else key + chain)
+    own.write_bytes(key)
+    context = server_side(authority.issue_cert("127.0.0.1"))
+    with ScriptedServer(ssl_context=context) as server:
+        client = connect(
+            server.url,
+            ca_cert=ca_cert,
+            cert=str(cert),
+            key=str(own) if files == 2 else None,
+            known=False,
+        )
+        with pytest.raises(EtcdProtocolError) as caught:
+            client.get("k")
+
+        assert tls_said(caught.value, server).startswith(
+            "the client's key is encrypted"
+        )
+
+
 def test_client_certificate(connect, authority, ca_cert, tmp_path):
     """
     The client's certificate is shown, with its key in a file of its own or the same.
@@ -962,8 +1045,8 @@ def test_a_client_certificate_that_is_not_there(connect, tmp_path):
             ).get("k")
 
         assert (
-            "a file of the client's certificate can't be read ([Errno 2] No such file "
-            "or directory) (1 try"
+            "a certificate's file can't be read; look at ssl_cert, ssl_cert_key and "
+            "ca_cert ([Errno 2] No such file or directory"
         ) in str(caught.value)
         assert [] == server.requests
 

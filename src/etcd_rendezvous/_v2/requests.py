@@ -68,7 +68,7 @@ def make_client(settings: Settings, endpoint: Endpoint) -> etcd.Client:
         read_timeout=settings.read_timeout,
         allow_reconnect=True,
         use_proxies=True,
-        cert=(tls.cert, tls.key) if tls.cert and tls.key else tls.cert,
+        cert=(tls.cert, tls.key or tls.cert) if tls.cert else None,
         ca_cert=tls.ca,
         username=who.user if who else None,
         password=who.password() if who else None,

@@ -33,6 +33,9 @@ SPEAKS_NO_TLS: Final = (
     "it does not speak TLS; use protocol=http, or name the port that serves https"
 )
 
+_FILES: Final = "look at ssl_cert, ssl_cert_key and ca_cert"
+# What OpenSSL says of a file that is not what it should be. It does not name the file.
+_NO_CERTIFICATE: Final = ("pem lib", "no certificate or crl found", "no start line")
 _CERTIFICATE_ALERTS: Final = (
     "certificate required",
     "bad certificate",
@@ -68,7 +71,7 @@ def _in_words(error: BaseException, failure: retry.Failure) -> str:
     if failure is retry.Failure.TLS:
         cause = retry.cause_of(error)
         if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError):
-            return f"a file of the client's certificate can't be read ({cause})"
+            return f"a certificate's file can't be read; {_FILES} ({cause})"
         return tls_in_words(str(error))
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return UNRESOLVED
@@ -98,6 +101,11 @@ def tls_in_words(text: str) -> str:
             "its certificate is for another name; name the endpoint as its certificate "
             f"does ({text})"
         )
+    if "certificate has expired" in lowered or "not yet valid" in lowered:
+        return (
+            "its certificate is out of date; issue a new one, or set this machine's "
+            f"clock right ({text})"
+        )
     if "certificate verify failed" in lowered:
         return (
             "its certificate is not trusted; name the authority that signed it with "
@@ -108,6 +116,13 @@ def tls_in_words(text: str) -> str:
             "the client's certificate and key do not belong together; mend ssl_cert "
             "and ssl_cert_key"
         )
+    if "private key is encrypted" in lowered:
+        return (
+            "the client's key is encrypted, and nobody is there to say its password; "
+            "name one that is not with ssl_cert_key"
+        )
+    if any(words in lowered for words in _NO_CERTIFICATE):
+        return f"a file holds no certificate, or no key, in PEM; {_FILES} ({text})"
     if any(alert in lowered for alert in _CERTIFICATE_ALERTS):
         return (
             "it wants a client certificate, or another one; name it with ssl_cert and "
