@@ -13,9 +13,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import urllib3
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from etcd_rendezvous import EtcdConnectionError, EtcdOutcomeUnknownError
+from support.scripted import ScriptedServer, close, reply
 
 pytestmark = pytest.mark.torch
 
@@ -278,6 +280,59 @@ def test_history_that_is_compacted(v3_proxied, run_id):
     assert backend.key in str(cause)
     assert other.get_state()[0] == b"last"
     assert backend.get_state()[0] == b"last"
+
+
+def test_etcd_goes_away_before_the_outcome_is_known(newest_v2, run_id, make_proxy):
+    """
+    On v2, where a swap was applied, others have written since, and nobody answers who
+    asks what became of it, the caller is told that it may have been applied.
+    """
+    proxy = make_proxy(newest_v2.endpoint)
+    backend = newest_v2.backend(run_id, proxy, read_timeout=2)
+    other = newest_v2.backend(run_id)
+    _, token, _ = backend.set_state(b"one")
+    meanwhile = afterwards(lambda: overwrite(other, b"theirs"))
+    with (
+        proxy.swallow(1, newest_v2.is_swap, when_reply=meanwhile),
+        proxy.swallow(None, lambda method, *_: method == "GET"),
+        pytest.raises(RendezvousConnectionError) as caught,
+    ):
+        backend.set_state(b"mine", token)
+
+    assert isinstance(caught.value.__cause__, EtcdOutcomeUnknownError)
+    assert "it may or may not have been applied" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("page", [(403, "Forbidden"), (502, "Bad Gateway")])
+def test_something_else_answers_before_the_outcome_is_known(newest_v3, run_id, page):
+    """
+    Likewise on v3, where a proxy's page comes in the place of etcd's history.
+    """
+    other = newest_v3.backend(run_id)
+    lose = []
+
+    def pass_on(exchange):
+        request = exchange.request
+        if request.path == "/v3/watch":
+            return reply(*page)
+        answer = urllib3.request(
+            "POST", f"http://{newest_v3.endpoint}{request.path}", body=request.body
+        )
+        if lose and request.path == "/v3/kv/txn":
+            lose.pop()
+            overwrite(other, b"theirs")
+            return close()
+        return reply(answer.status, answer.data)
+
+    with ScriptedServer(pass_on) as server:
+        backend = newest_v3.backend(run_id, server, read_timeout=2)
+        _, token, _ = backend.set_state(b"one")
+        lose.append(True)
+        with pytest.raises(RendezvousConnectionError) as caught:
+            backend.set_state(b"mine", token)
+
+    assert isinstance(caught.value.__cause__, EtcdOutcomeUnknownError)
+    assert "it may or may not have been applied" in str(caught.value.__cause__)
 
 
 def test_history_that_v2_has_dropped(newest_v2, run_id, make_proxy):

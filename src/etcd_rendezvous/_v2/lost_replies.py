@@ -15,7 +15,7 @@ from typing import Final
 
 import etcd
 
-from .._errors import EtcdOutcomeUnknownError
+from .._errors import EtcdError, EtcdOutcomeUnknownError
 from .._kv import Stored
 from .error_texts import is_of_v2
 from .requests import Requests
@@ -90,19 +90,44 @@ class Write:
             if answer.maybe_earlier and requests.now() - started >= stays:
                 self._make_sure_it_is_the_first(index, baseline)
             return index, None, index
-        look = requests.look(self.key, requests.left(self.deadline))
+        if not answer.maybe_earlier:
+            look = requests.look(self.key, requests.left(self.deadline))
+            return 0, look.stored, look.store_revision
+        try:
+            return self._look_for_it(baseline, shows)
+        except EtcdOutcomeUnknownError:
+            raise
+        except EtcdError as error:
+            raise EtcdOutcomeUnknownError(
+                f"Could not find out what became of a write to '{self.key}': it may or "
+                f"may not have been applied ({error})"
+            ) from error
+
+    def _look_for_it(
+        self, baseline: int, shows: Callable[[Stored], bool]
+    ) -> tuple[int, Stored | None, int]:
+        """
+        Find out what became of it, where an attempt has got no answer.
+
+        Args:
+            baseline: An index from before the first attempt.
+            shows: As of :meth:`apply`.
+
+        Returns:
+            As of :meth:`apply`.
+        """
+        look = self.requests.look(self.key, self.requests.left(self.deadline))
         current = look.stored
         won_at = 0
-        if answer.maybe_earlier:
-            # A wiped store counts from the start again.
-            wiped = look.store_revision < baseline
-            after = 0 if wiped else max(self.expected, baseline)
-            if current is None or current.revision > after:
-                won_at = (
-                    current.revision
-                    if current is not None and shows(current)
-                    else self._find(after, current)
-                )
+        # A wiped store counts from the start again.
+        wiped = look.store_revision < baseline
+        after = 0 if wiped else max(self.expected, baseline)
+        if current is None or current.revision > after:
+            won_at = (
+                current.revision
+                if current is not None and shows(current)
+                else self._find(after, current)
+            )
         return won_at, current, look.store_revision
 
     def _find(self, after: int, current: Stored | None) -> int:

@@ -15,6 +15,7 @@ from typing import Final
 
 from .._errors import (
     EtcdConnectionError,
+    EtcdError,
     EtcdOutcomeUnknownError,
     EtcdReplyError,
 )
@@ -65,17 +66,18 @@ def find_lost_write(
     for round_ in itertools.count(1):
         try:
             return _search_history(client, key, is_ours, after, current, what)
-        except EtcdConnectionError as error:
-            if clock() >= deadline:
-                raise EtcdOutcomeUnknownError(
-                    f"Could not {what}: it may or may not have been applied ({error})"
-                ) from error
-            time.sleep(retry.pause_seconds(round_))
         except EtcdReplyError as error:
             raise EtcdOutcomeUnknownError(
                 f"Could not {what}: others have written since, and etcd no longer has "
                 f"the history that would tell ({error.text})."
             ) from error
+        except EtcdError as error:
+            may_come = isinstance(error, EtcdConnectionError)
+            if not may_come or clock() >= deadline:
+                raise EtcdOutcomeUnknownError(
+                    f"Could not {what}: it may or may not have been applied ({error})"
+                ) from error
+            time.sleep(retry.pause_seconds(round_))
     raise AssertionError("unreachable")
 
 
