@@ -68,6 +68,13 @@ class Node(metaclass=_Sealed):
     pid: int
     local_id: int
 
+    # As torch's: a pickle that can't be read there shall not be read here.
+    def __setattr__(self, name: str, _: object) -> None:
+        raise TypeError(f"{name} is not to be set on a node")
+
+    def __hash__(self) -> int:
+        return hash((self.addr, self.pid, self.local_id))
+
     @property
     def id(self) -> str:
         """
@@ -210,7 +217,9 @@ def _is_sound(found: Any) -> bool:
         waiting, spare = parts["wait_list"], parts["redundancy_list"]
         deadline = parts["deadline"]
         return (
-            type(parts["round"]) is int
+            # Whatever pickles it again would heed such a one.
+            not any(str(name).startswith("__") for name in parts)
+            and type(parts["round"]) is int
             and type(parts["complete"]) is type(parts["closed"]) is bool
             and type(ranks) is type(beats) is dict
             and type(waiting) is type(spare) is set
@@ -233,10 +242,10 @@ def _are_nodes(found: set[Any]) -> bool:
     if not set(map(type, found)) <= {Node}:
         return False
     kinds = {
-        (type(parts["addr"]), type(parts["pid"]), type(parts["local_id"]))
+        (len(parts), type(parts["addr"]), type(parts["pid"]), type(parts["local_id"]))
         for parts in map(vars, found)
     }
-    return kinds <= {(str, int, int)}
+    return kinds <= {(3, str, int, int)}
 
 
 def count_nodes(state: bytes) -> int | None:

@@ -201,6 +201,82 @@ def test_a_class_that_is_changed(name, attribute):
     assert count_nodes(good) == 2
 
 
+def by_hand(*, node=b"", waiting=b"", more=b""):
+    """
+    Write a state opcode by opcode, as no pickler does.
+
+    Args:
+        node: What is done to a node that waits, which is made before.
+        waiting: What is done to it once it is among those that wait.
+        more: More parts of the state.
+    """
+
+    def name(of):
+        return f"c{_RendezvousState.__module__}\n{of}\n".encode()
+
+    made = text("deadline") + b"N"
+    made += b"".join(text(one) + b"\x89" for one in ("complete", "closed"))
+    made += b"".join(text(one) + b"}" for one in ("participants", "last_heartbeats"))
+    made += text("round") + b"K\0" + text("redundancy_list") + b"\x8f"
+    made += text("wait_list") + b"\x8f(" + name("_NodeDesc") + b")\x81q\0"
+    made += node + b"\x90"
+    return (
+        b"\x80\x04"
+        + name("_RendezvousState")
+        + b")\x81}("
+        + made
+        + more
+        + b"ub"
+        + waiting
+        + b"."
+    )
+
+
+def text(of):
+    return b"\x8c" + bytes([len(of)]) + of.encode()
+
+
+PARTS_OF_A_NODE = (
+    b"}("
+    + text("addr")
+    + text("a")
+    + b"".join(text(one) + b"K\1" for one in ("pid", "local_id"))
+    + b"u"
+)
+
+
+def test_states_by_hand():
+    """
+    One that is well made can be read, here and by torch.
+    """
+    good = by_hand(node=PARTS_OF_A_NODE + b"b")
+
+    assert count_nodes(good) == 1
+    assert pickle.loads(good).wait_list == {_NodeDesc("a", 1, 1)}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        by_hand(waiting=b"h\0" + PARTS_OF_A_NODE + b"b0"),
+        by_hand(node=b"N" + PARTS_OF_A_NODE + b"\x86b"),
+        by_hand(
+            node=PARTS_OF_A_NODE[:-1] + text("__reduce_ex__") + b"K\1ub",
+        ),
+        by_hand(node=PARTS_OF_A_NODE + b"b", more=text("__reduce_ex__") + b"K\1"),
+    ],
+    ids=["a node without parts", "a node set", "a node's hook", "a state's hook"],
+)
+def test_what_torch_could_not_read_or_write_again(odd):
+    """
+    What would be another error in torch's hands, or in the next write, is refused.
+    """
+    with pytest.raises((AttributeError, TypeError)):
+        pickle.dumps(pickle.loads(odd))
+    with pytest.raises(StateRefusedError, match="not a pickle that torch's handler"):
+        read_state(odd)
+
+
 @pytest.mark.parametrize(
     "broken",
     [
