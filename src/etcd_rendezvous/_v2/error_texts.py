@@ -41,12 +41,11 @@ def trouble_of_answer(error: etcd.EtcdException, client: etcd.Client) -> Trouble
             else "etcd's v2 wants a user and a password; set "
             f"{USER_VARIABLE} and {PASSWORD_VARIABLE}"
         )
-        return Trouble(retry.Failure.FINAL, reason, error, code=retry.UNAUTHENTICATED)
+        cause = _harmless(error, client)
+        return Trouble(retry.Failure.FINAL, reason, cause, code=retry.UNAUTHENTICATED)
     text = str(payload.get("cause") or payload.get("message") or error)
-    shown = _without_password(text, client)
-    # What repeats the password is not to be shown, nor handed on.
-    cause = error if shown == text else None
-    text = " ".join(shown.split())[:200]
+    text = " ".join(_without_password(text, client).split())[:200]
+    cause = _harmless(error, client)
     if "HTTP request to an HTTPS server" in text:
         return Trouble(
             retry.Failure.FINAL,
@@ -59,7 +58,7 @@ def trouble_of_answer(error: etcd.EtcdException, client: etcd.Client) -> Trouble
         return Trouble(retry.Failure.AMBIGUOUS, "the reply was empty", cause)
     no_json = "JSON" in str(error) or payload.get("message") == "Bad response"
     if "errorCode" not in payload and "404 page not found" in text:
-        return no_v2(error)
+        return no_v2(error, client)
     if "errorCode" not in payload and no_json:
         return Trouble(
             retry.Failure.FINAL,
@@ -68,6 +67,16 @@ def trouble_of_answer(error: etcd.EtcdException, client: etcd.Client) -> Trouble
             not_etcd=True,
         )
     return Trouble(retry.failure_of_reply(2, text), text, cause)
+
+
+def _harmless(
+    error: etcd.EtcdException, client: etcd.Client
+) -> etcd.EtcdException | None:
+    """
+    Return an error that may be handed on: None where it repeats the password.
+    """
+    text = str(error)
+    return error if _without_password(text, client) == text else None
 
 
 def _without_password(text: str, client: etcd.Client) -> str:
@@ -95,15 +104,19 @@ def is_of_v2(error: etcd.EtcdException) -> bool:
     return isinstance(error.payload, dict) and "errorCode" in error.payload
 
 
-def no_v2(error: etcd.EtcdException) -> Trouble:
+def no_v2(error: etcd.EtcdException, client: etcd.Client) -> Trouble:
     """
     Return what is wrong with who answers, but not on v2.
+
+    Args:
+        error: What python-etcd has raised.
+        client: The client, which has user and password.
     """
     return Trouble(
         retry.Failure.FINAL,
         "it answers, but does not serve etcd's v2 API: etcd up to 3.5 does with "
         "--enable-v2, later ones no longer do; use the backend etcd-v3",
-        error,
+        _harmless(error, client),
         not_etcd=True,
         api_missing=True,
     )

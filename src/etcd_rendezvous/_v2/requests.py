@@ -364,7 +364,9 @@ class Requests:
             ) as error:
                 return _Said(error)
             except etcd.EtcdKeyNotFound as error:
-                return _Said(error) if is_of_v2(error) else no_v2(error)
+                if is_of_v2(error):
+                    return _Said(error)
+                return no_v2(error, self._client)
             except etcd.EtcdConnectionFailed as error:
                 return trouble_of_exception(error.cause or error)
             except etcd.EtcdException as error:
