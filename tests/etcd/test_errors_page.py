@@ -49,7 +49,7 @@ from support.live import Nodes, wait_for_waiting
 from support.oldgateway import old_gateway
 from support.quota import SMALL_QUOTA, fill, use_up
 from support.scripted import ScriptedServer, close, raw, refused_endpoint, reply
-from support.security import Authority, switch_authentication_on
+from support.security import Authority, lock, switch_authentication_on
 from support.torchrun import clean_environment, wait_until
 
 pytestmark = pytest.mark.torch
@@ -227,6 +227,13 @@ class Trouble:
             f"https://127.0.0.2:{server.get_port()}", ca_cert=authority.ca
         )
 
+    @into("A certificate that has expired")
+    def expired(self):
+        authority = Authority(self.folder)
+        authority.renew(seconds=-60)
+        server = self.make_server(extra_args=authority.server_arguments[:2])
+        return self.refused(f"https://{server.get_endpoint()}", ca_cert=authority.ca)
+
     @into("etcd wants a client's certificate")
     def client_certificate(self):
         authority = Authority(self.folder)
@@ -252,6 +259,20 @@ class Trouble:
         config = Authority(self.folder).security.rdzv_conf()
         config["ssl_cert_key"] = Authority(folder).security.key
         return self.refused(self.secured(), **config)
+
+    @into("A certificate's file with something else in it, or without the key")
+    def no_key(self):
+        endpoint = self.secured()
+        config = Authority(self.folder).security.rdzv_conf()
+        del config["ssl_cert_key"]
+        return self.refused(endpoint, **config)
+
+    @into("The client's key has a password")
+    def locked_key(self):
+        endpoint = self.secured()
+        config = Authority(self.folder).security.rdzv_conf()
+        config["ssl_cert_key"] = lock(config["ssl_cert_key"])
+        return self.refused(endpoint, **config)
 
     @into("A proxy that can't reach etcd")
     def proxy_in_trouble(self):
@@ -516,6 +537,21 @@ class Trouble:
     def no_password(self):
         with pytest.raises(ValueError, match="no password") as caught:
             create_backend(self.parameters("localhost", user="trainer"))
+        return str(caught.value)
+
+    @into("User and password in one")
+    def both(self):
+        with pytest.raises(ValueError, match="colon") as caught:
+            create_backend(self.parameters("localhost", user="trainer:xyzzy-42"))
+        return str(caught.value)
+
+    @into("A password file that is a pipe")
+    def pipe(self):
+        path = self.folder / "pipe"
+        os.mkfifo(path)
+        config = {"user": "trainer", "password_file": str(path)}
+        with pytest.raises(ValueError, match="regular") as caught:
+            create_backend(self.parameters("localhost", **config))
         return str(caught.value)
 
     @into("A password among the settings")

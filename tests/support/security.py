@@ -15,6 +15,12 @@ from typing import Any
 
 import trustme
 import urllib3
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 #: Whoever is asked for must be granted what our keys need, and no more.
 PREFIX = "/torch/elastic/rendezvous/"
@@ -188,6 +194,22 @@ class Authority:
             new = path.with_suffix(".new")
             new.write_bytes(b"".join(blob.bytes() for blob in blobs))
             new.replace(path)
+
+
+def lock(key: str) -> str:
+    """
+    Write a private key anew, with a password; return the path.
+
+    Args:
+        key: The path of the key.
+    """
+    private = load_pem_private_key(Path(key).read_bytes(), None)
+    locked = private.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"xyzzy-42")
+    )
+    path = Path(key).with_suffix(".locked")
+    path.write_bytes(locked)
+    return str(path)
 
 
 def post(endpoint: str, path: str, body: object, security: Security = PLAIN) -> Any:

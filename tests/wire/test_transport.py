@@ -19,17 +19,12 @@ import time
 from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import psutil
 import pytest
 import trustme
 import urllib3
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
 from etcd_rendezvous._errors import (
     EtcdConnectionError,
@@ -52,6 +47,7 @@ from support.scripted import (
     truncated,
     unanswered_endpoint,
 )
+from support.security import lock
 
 # Expires in tests that wait for it.
 SHORT_TIMEOUT = 0.15
@@ -958,20 +954,18 @@ def test_a_key_that_is_encrypted(connect, authority, ca_cert, tmp_path, files):
     asked on the terminal.
     """
     mine = authority.issue_cert("client.example")
-    key = load_pem_private_key(mine.private_key_pem.bytes(), None).private_bytes(
-        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"xyzzy")
-    )
     cert, own = tmp_path / "cert.pem", tmp_path / "key.pem"
+    mine.private_key_pem.write_to_path(str(own))
+    locked = Path(lock(str(own)))
     chain = mine.cert_chain_pems[0].bytes()
-    cert.write_bytes(chain if files == 2 else key + chain)
-    own.write_bytes(key)
+    cert.write_bytes(chain if files == 2 else locked.read_bytes() + chain)
     context = server_side(authority.issue_cert("127.0.0.1"))
     with ScriptedServer(ssl_context=context) as server:
         client = connect(
             server.url,
             ca_cert=ca_cert,
             cert=str(cert),
-            key=str(own) if files == 2 else None,
+            key=str(locked) if files == 2 else None,
             known=False,
         )
         with pytest.raises(EtcdProtocolError) as caught:
