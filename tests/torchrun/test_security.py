@@ -5,10 +5,18 @@ Whole jobs on an etcd that wants a user; nobody sees the password.
 
 from __future__ import annotations
 
+import base64
+
 import psutil
 import pytest
 
-from support.users import PASSWORD, USER, switch_authentication_on
+from support import etcds
+from support.users import (
+    PASSWORD,
+    USER,
+    switch_authentication_on,
+    switch_v2_authentication_on,
+)
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
@@ -33,8 +41,24 @@ def command_lines():
     ]
 
 
-@pytest.mark.parametrize("backend", ["etcd-v3", "etcd-live"])
-def test_a_password_is_seen_by_nobody(make_job, guarded, tmp_path, backend):
+@pytest.fixture
+def guarded_v2(make_server):
+    """
+    A server that has v2 alone, and wants a user.
+    """
+    server = make_server(
+        binary=etcds.v2_binaries()[-1].path,
+        extra_args=["--enable-grpc-gateway=false"],
+    )
+    switch_v2_authentication_on(server.get_endpoint())
+    return server
+
+
+@pytest.mark.parametrize(
+    ("backend", "server"),
+    [("etcd-v3", "guarded"), ("etcd-live", "guarded"), ("etcd-auto", "guarded_v2")],
+)
+def test_a_password_is_seen_by_nobody(make_job, request, tmp_path, backend, server):
     """
     Given in the environment on one node and in a file on the other, the password is in
     no line of agents and workers at DEBUG, in no event of torch's and in no command
@@ -42,7 +66,7 @@ def test_a_password_is_seen_by_nobody(make_job, guarded, tmp_path, backend):
     """
     file = tmp_path / "password"
     file.write_text(f"{PASSWORD}\n", "utf-8")
-    job = make_job(guarded, backend=backend)
+    job = make_job(request.getfixturevalue(server), backend=backend)
     told = {"LOGLEVEL": "DEBUG", "ETCD_RENDEZVOUS_USER": USER}
     job.start(
         "a",
@@ -61,15 +85,17 @@ def test_a_password_is_seen_by_nobody(make_job, guarded, tmp_path, backend):
     job.finish()
 
     assert any(f"user={USER}" in line for line in lines)
-    assert all(PASSWORD not in line for line in lines)
+    secrets = PASSWORD, base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    assert not any(secret in line for line in lines for secret in secrets)
     for agent in job.agents.values():
-        assert "DEBUG" in agent.said
-        assert agent.lines("Authenticated as", USER)
+        if server == "guarded":  # On v2 the password goes with every request.
+            assert agent.lines("DEBUG", "Authenticated as", USER)
         # torch's own account of the rendezvous.
         assert "'rdzv_backend'" in agent.said or '"rdzv_backend"' in agent.said
     for path in job.folder.rglob("*"):
         if path.is_file():
-            assert PASSWORD not in path.read_text("utf-8", errors="replace")
+            said = path.read_text("utf-8", errors="replace")
+            assert not any(secret in said for secret in secrets)
 
 
 def test_a_wrong_password(make_job, guarded):
