@@ -36,6 +36,7 @@ from etcd_rendezvous._credentials import (
     USER_VARIABLE,
 )
 from support import etcds
+from support.security import Authority
 from support.users import (
     PASSWORD,
     USER,
@@ -514,6 +515,32 @@ def test_nobody_on_v2(guarded_v2, run_id):
         backend.get_state()
 
     assert "etcd's v2 wants a user and a password" in str(caught.value.__cause__)
+
+
+def test_certificates_on_v2(newest_v2_binary, make_server, run_id, tmp_path):
+    """
+    v2 is reached by TLS with a client's certificate, also once both sides have new
+    ones; nobody without one gets in.
+    """
+    authority = Authority(tmp_path)
+    server = make_server(binary=newest_v2_binary, extra_args=authority.server_arguments)
+    endpoint, config = server.get_endpoint(), authority.security.rdzv_conf()
+    backend, store = create_backend(
+        parameters(endpoint, run_id, "etcd-v2", read_timeout=10, **config)
+    )
+    assert isinstance(store.client, etcd.Client)
+    do_everything(backend, store)
+
+    authority.renew()
+    server.restart()
+    assert backend.set_state(b"new", backend.get_state()[1])[2]
+    for name in ("ca_cert", "ssl_cert"):
+        less = dict(config)
+        del less[name]
+        if name == "ssl_cert":
+            del less["ssl_cert_key"]
+        said, _ = refused(parameters(endpoint, run_id, "etcd-v2", **less))
+        assert f"with {name}" in said
 
 
 def test_users_of_v3_where_v2_is_asked_for(v2_binary, run_id, monkeypatch):
