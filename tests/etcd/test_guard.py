@@ -24,7 +24,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     _RendezvousState,
 )
 
-from etcd_rendezvous import create_backend, create_handler
+from etcd_rendezvous import _guard, create_backend, create_handler
 from etcd_rendezvous._state import StateRefusedError, count_nodes, read_state
 from support.runs import torchs_state
 
@@ -341,6 +341,29 @@ def test_a_good_state():
             made.last_heartbeats.values()
         )
     read_state(pickle.dumps(_RendezvousState()))
+
+
+def test_what_an_unchanged_state_costs(params, monkeypatch):
+    """
+    Each state is looked at once, however often it is read; one's own is not at all.
+    """
+    looked = []
+    monkeypatch.setattr(_guard, "read_state", looked.append)
+    guarded, other = (_guard.GuardedBackend(create_backend(params)[0]) for _ in "ab")
+    states = [pickle.dumps(state(nodes)) for nodes in (1, 2)]
+    _, token, _ = guarded.set_state(states[0])
+    for _ in range(3):
+        guarded.get_state()
+    assert looked == []
+    for _ in range(3):
+        other.get_state()
+    assert looked == states[:1]
+
+    other.set_state(states[1], token)
+    for _ in range(3):
+        guarded.get_state()
+        assert not guarded.set_state(b"late", token)[2]
+    assert looked == states
 
 
 @pytest.mark.measures
