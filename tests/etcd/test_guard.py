@@ -6,8 +6,10 @@ What is read from etcd is not trusted: a state that could run code is refused.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
+import pickletools
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -163,16 +165,31 @@ def test_a_payload_that_comes_later(params, tmp_path):
             "a part of an allowed name",
             b"\x80\x04\x8c\x08datetime\x8c\x0cdatetime.now\x93.",
         ),
-        ("a persistent name", b"\x80\x04\x8c\x01xQ."),
-        ("an old pickle's name", b"cos\nsystem\n(S'true'\ntR."),
-        ("instance of old", b"(S'true'\nios\nsystem\n."),
     ],
 )
 def test_a_name(name, pickled):
     """
-    Whatever a state names, however it names it, is refused unless it belongs there.
+    Whatever a state names is refused unless it belongs there.
     """
     with pytest.raises(StateRefusedError, match="it names"):
+        read_state(pickled)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x04\x8c\x01xQ.",
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"(S'true'\nios\nsystem\n.",
+        b"\x80\x04\x82\1.",
+    ],
+    ids=["a persistent name", "an old name", "an old instance", "an extension"],
+)
+def test_other_ways_to_name(pickled):
+    """
+    No pickle of torch's names anything so.
+    """
+    with pytest.raises(StateRefusedError, match="not a pickle that torch's handler"):
         read_state(pickled)
 
 
@@ -185,15 +202,9 @@ def test_a_class_that_is_changed(name, attribute):
     """
     good = pickle.dumps(state(), 4)
     frame = good.index(b"\x8c")  # where what is in the frame begins
-    module = _RendezvousState.__module__
-    evil = (
-        b"\x80\x04"
-        + f"c{module}\n{name}\n(N}}\x8c".encode()
-        + bytes([len(attribute)])
-        + attribute.encode()
-        + b"cdatetime\ntimedelta\nstb0"
-        + good[frame:]
-    )
+    changes = b"(N}" + text(attribute) + named("timedelta", "datetime") + b"st"
+    evil = b"\x80\x04" + named(name) + changes + b"b0" + good[frame:]
+    pickletools.dis(evil, io.StringIO())  # It is well made.
     with pytest.raises(StateRefusedError, match="not a pickle that torch's handler"):
         read_state(evil)
 
@@ -201,48 +212,38 @@ def test_a_class_that_is_changed(name, attribute):
     assert count_nodes(good) == 2
 
 
-def by_hand(*, node=b"", waiting=b"", more=b""):
+def by_hand(*, node=b"", more=b""):
     """
     Write a state opcode by opcode, as no pickler does.
 
     Args:
-        node: What is done to a node that waits, which is made before.
-        waiting: What is done to it once it is among those that wait.
+        node: What is done to a node that waits, which is made before; it is the first
+            in the memo.
         more: More parts of the state.
     """
-
-    def name(of):
-        return f"c{_RendezvousState.__module__}\n{of}\n".encode()
-
     made = text("deadline") + b"N"
     made += b"".join(text(one) + b"\x89" for one in ("complete", "closed"))
     made += b"".join(text(one) + b"}" for one in ("participants", "last_heartbeats"))
     made += text("round") + b"K\0" + text("redundancy_list") + b"\x8f"
-    made += text("wait_list") + b"\x8f(" + name("_NodeDesc") + b")\x81q\0"
+    made += text("wait_list") + b"\x8f(" + named("_NodeDesc") + b")\x81\x94"
     made += node + b"\x90"
-    return (
-        b"\x80\x04"
-        + name("_RendezvousState")
-        + b")\x81}("
-        + made
-        + more
-        + b"ub"
-        + waiting
-        + b"."
-    )
+    return b"\x80\x04" + named("_RendezvousState") + b")\x81}(" + made + more + b"ub."
+
+
+def named(name, module=_RendezvousState.__module__):
+    return text(module) + text(name) + b"\x93"
 
 
 def text(of):
     return b"\x8c" + bytes([len(of)]) + of.encode()
 
 
-PARTS_OF_A_NODE = (
-    b"}("
-    + text("addr")
-    + text("a")
-    + b"".join(text(one) + b"K\1" for one in ("pid", "local_id"))
-    + b"u"
-)
+def parts_of_a_node(addr, number=b"K\1"):
+    numbers = b"".join(text(one) + number for one in ("pid", "local_id"))
+    return b"}(" + text("addr") + addr + numbers + b"u"
+
+
+PARTS_OF_A_NODE = parts_of_a_node(text("a"))
 
 
 def test_states_by_hand():
@@ -255,26 +256,99 @@ def test_states_by_hand():
     assert pickle.loads(good).wait_list == {_NodeDesc("a", 1, 1)}
 
 
+def used_by_torch(pickled):
+    """
+    Do what torch does: read a state, write it, number its nodes.
+    """
+    found = pickle.loads(pickled)
+    pickle.dumps(found)
+    return sum(node.pid for node in found.wait_list)
+
+
 @pytest.mark.parametrize(
     "odd",
     [
-        by_hand(waiting=b"h\0" + PARTS_OF_A_NODE + b"b0"),
+        by_hand(more=text("late") + b"h\0" + PARTS_OF_A_NODE + b"b"),
         by_hand(node=b"N" + PARTS_OF_A_NODE + b"\x86b"),
-        by_hand(
-            node=PARTS_OF_A_NODE[:-1] + text("__reduce_ex__") + b"K\1ub",
-        ),
+        by_hand(node=PARTS_OF_A_NODE[:-1] + text("__reduce_ex__") + b"K\1ub"),
         by_hand(node=PARTS_OF_A_NODE + b"b", more=text("__reduce_ex__") + b"K\1"),
+        by_hand(
+            node=PARTS_OF_A_NODE + b"b",
+            more=text("late") + b"h\0}" + text("pid") + text("1") + b"sb",
+        ),
     ],
-    ids=["a node without parts", "a node set", "a node's hook", "a state's hook"],
+    ids=[
+        *("a node without parts", "a node set", "a node's hook", "a state's hook"),
+        "a node made twice",
+    ],
 )
 def test_what_torch_could_not_read_or_write_again(odd):
     """
     What would be another error in torch's hands, or in the next write, is refused.
     """
     with pytest.raises((AttributeError, TypeError)):
-        pickle.dumps(pickle.loads(odd))
+        used_by_torch(odd)
     with pytest.raises(StateRefusedError, match="not a pickle that torch's handler"):
         read_state(odd)
+
+
+def nested_tuples(levels):
+    """
+    Write a tuple of two equal tuples of two equal tuples, whose hash takes 2 ** levels.
+    """
+    inner = (b"h" + bytes([level]) + b"\x86\x94" for level in range(1, levels))
+    return b"K\0K\0\x86\x94" + b"".join(inner)
+
+
+def nested_nodes(levels):
+    """
+    Write a node that is made of one node three times, and that of another.
+    """
+    written, parts = b"", (text("a"), b"K\1")
+    for level in range(1, levels):
+        node = named("_NodeDesc") + b")\x81\x94" + parts_of_a_node(*parts) + b"b"
+        written += text(f"also {level}") + node
+        parts = (b"h" + bytes([level]),) * 2
+    return written + text("wait_list") + b"\x8f(" + parts[0] + b"\x90"
+
+
+# Far fewer than what would take years, so that what is not refused ends.
+LEVELS = 22
+
+
+@pytest.mark.parametrize(
+    "costly",
+    [
+        text("also") + b"}" + nested_tuples(LEVELS) + b"K\1s",
+        text("also") + b"}" + b"h\0" + nested_tuples(LEVELS) + b"s",
+        nested_nodes(LEVELS),
+        text("also") + b"Nr\xff\xff\xff\x07",
+    ],
+    ids=["nested tuples", "a tuple", "nested nodes", "a far memo"],
+)
+def test_what_would_take_long(costly):
+    """
+    A few bytes that would take years or all memory to read are refused at once.
+    """
+    evil = by_hand(node=PARTS_OF_A_NODE + b"b", more=costly)
+    pickletools.dis(evil, io.StringIO())  # It is well made.
+    started = time.perf_counter()
+
+    with pytest.raises(StateRefusedError, match="not a pickle that torch's handler"):
+        read_state(evil)
+    assert time.perf_counter() - started < 0.02
+
+
+def test_many_equal_nodes():
+    """
+    The same node many times takes as long as many nodes.
+    """
+    node = named("_NodeDesc") + b")\x81" + PARTS_OF_A_NODE + b"b"
+    many = text("also") + b"\x8f(" + 20_000 * node + b"\x90"
+    started = time.perf_counter()
+
+    read_state(by_hand(node=PARTS_OF_A_NODE + b"b", more=many))
+    assert time.perf_counter() - started < 3
 
 
 @pytest.mark.parametrize(
@@ -293,8 +367,11 @@ def test_what_torch_could_not_read_or_write_again(odd):
         pickle.dumps(state(wait_list={_NodeDesc("node", "1", 0)})),
         pickle.dumps(state(closed=1)),
         pickle.dumps(state(deadline=3.0)),
+        pickle.dumps(state(round=10**5000)),
+        pickle.dumps(state(also=frozenset({1}))),
+        pickle.dumps(state(also=(1, 2))),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_what_is_no_state(broken):
     """
@@ -341,6 +418,29 @@ def test_a_good_state():
             made.last_heartbeats.values()
         )
     read_state(pickle.dumps(_RendezvousState()))
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=63),
+    st.integers(0, 2**62),
+    st.integers(0, 2**62),
+    st.datetimes(timezones=st.timezones()).map(lambda one: one.astimezone(timezone.utc))
+    | st.datetimes(timezones=st.sampled_from([timezone(timedelta(hours=-3), "west")])),
+    st.sampled_from([4, 5]),
+)
+@examples
+def test_good_states(addr, pid, number, deadline, protocol):
+    """
+    So is whatever torch may put into one.
+    """
+    node = _NodeDesc(addr, pid, number)
+    made = state(round=number, wait_list={node}, deadline=deadline)
+    made.participants[_NodeDesc(addr, pid, number)] = number
+    found = read_state(pickle.dumps(made, protocol))
+
+    assert (found.round, found.deadline) == (number, deadline)
+    assert [vars(one) for one in found.wait_list] == [vars(node)]
+    assert len(found.participants) == 2
 
 
 def test_what_an_unchanged_state_costs(params, monkeypatch):
