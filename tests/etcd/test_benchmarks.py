@@ -5,6 +5,7 @@ The command that makes the figures, with the least that it can measure.
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,12 @@ import pytest
 pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # For `benchmarks`, which is not installed.
+
+from benchmarks.figures import Report  # noqa: E402
+from benchmarks.names import STORES  # noqa: E402
+from benchmarks.promises import STORE_AT_MOST  # noqa: E402
 
 
 def benchmarks(*options):
@@ -48,6 +55,23 @@ def test_a_part(tmp_path, newest_etcd_binary):
     assert (again.returncode, again.stderr) == (0, "")
 
 
+def test_stores(tmp_path, newest_v2_binary):
+    """
+    What is promised of the store is measured, of ours and of each rival.
+    """
+    path = tmp_path / "mine.json"
+    done = benchmarks(
+        *("--quick", "--binary", newest_v2_binary, "--json", path),
+        *("--parts", "store", "--calls", 20, "--barriers", 64, "--agents", 4),
+    )
+    found = {(one.name, one.backend): one for one in Report.load(path).figures}
+
+    assert done.stderr == ""
+    for name, store in itertools.product(STORE_AT_MOST, STORES):
+        one = found[name, store]
+        assert one.middle or one.unfinished
+
+
 def test_pages_want_all():
     """
     Some parts alone are not for the pages.
@@ -68,9 +92,10 @@ def test_etcd_without_v2(tmp_path, newest_etcd_binary):
     etcd.write_text(f"#!/bin/sh\n{command}\n", "utf-8")
     etcd.chmod(0o700)
 
-    done = benchmarks("--parts", "late", "--binary", etcd, "--json", path)
+    done = benchmarks("--parts", "late", "store", "--binary", etcd, "--json", path)
 
     assert done.returncode == 1
     assert "late was not measured: This etcd does not serve v2" in done.stdout
+    assert "store was not measured: etcd 3." in done.stdout
     assert "Not measured in this run." in done.stdout
     assert '"figures": [' in path.read_text("utf-8")

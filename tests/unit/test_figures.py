@@ -18,9 +18,24 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # For `benchmarks`, which is not installed.
 
 from benchmarks import pages, tables  # noqa: E402
-from benchmarks.figures import GOES_ON, JOIN, Figure, Report  # noqa: E402
-from benchmarks.names import C10D, LIVE, TITLES, TORCHS_V2  # noqa: E402
-from benchmarks.promises import broken  # noqa: E402
+from benchmarks.figures import (  # noqa: E402
+    GOES_ON,
+    JOIN,
+    STORE_AT_ONCE,
+    STORE_GROWS,
+    Figure,
+    Report,
+)
+from benchmarks.names import (  # noqa: E402
+    C10D,
+    LIVE,
+    OURS_V2,
+    OURS_V3,
+    TITLES,
+    TORCHS_STORE,
+    TORCHS_V2,
+)
+from benchmarks.promises import STORE_AT_MOST, broken  # noqa: E402
 
 DEATH = f"{GOES_ON}defaults, elastic, other"
 
@@ -206,3 +221,26 @@ def test_promises(report):
     assert "spare, other took 30.0 s, not 9" in report.broken[0]
     assert "took 0.50 times c10d, not 0.25" in report.broken[1]
     assert report.broken[1] in tables.kept(report)
+
+
+def test_promises_of_stores():
+    """
+    Each promise of the store is told where it is not kept, and only there.
+    """
+    for name, most in STORE_AT_MOST.items():
+        theirs = figure(name, TORCHS_STORE, 1.0)
+        for seconds, told in ((0.9 * most, 0), (1.1 * most, 1)):
+            ours = figure(name, OURS_V3, seconds)
+            assert told == len(list(broken(Report(figures=[theirs, ours]))))
+    for backend in (OURS_V3, OURS_V2):
+        for last, told in ((1.4, 0), (1.6, 1)):
+            grown = [
+                figure(f"{STORE_GROWS}{keys}", backend, seconds, nodes=keys)
+                for keys, seconds in ((1, 1.0), (10, last))
+            ]
+            assert told == len(list(broken(Report(figures=grown))))
+    barrier = f"{STORE_AT_ONCE}barrier of 64"
+    late = figure(barrier, OURS_V3, None, unfinished=60.0)
+    assert [f"{OURS_V3}, 3 nodes, {barrier} did not finish"] == list(
+        broken(Report(figures=[late, figure(barrier, TORCHS_STORE, 1.0)]))
+    )

@@ -21,6 +21,7 @@ import etcd
 
 from .._errors import (
     EtcdConnectionError,
+    EtcdLimitError,
     EtcdOutcomeUnknownError,
     EtcdProtocolError,
 )
@@ -33,6 +34,8 @@ __all__ = ["V2StoreKeys"]
 # However short the time, what is there is read.
 _LEAST_READ_SECONDS: Final = 1.0
 _READS_ONE_BY_ONE: Final = 32
+# etcd closes a new connection whose first line is not over within 4 KiB.
+_LONGEST_PATH: Final = 3_900
 _ENDS: Final = frozenset({"delete", "expire", "compareAndDelete"})
 # No base64 begins so.
 _TAKEN: Final = "taken "
@@ -70,7 +73,7 @@ class V2StoreKeys:
         return self._requests.read_timeout
 
     def _path(self, name: bytes) -> str:
-        return self._directory + encode_name(name)
+        return _short_enough(self._directory + encode_name(name))
 
     # -- reading ----------------------------------------------------------------------
 
@@ -264,14 +267,16 @@ class V2StoreKeys:
                 )
                 if taken.won:
                     return _decoded(node.key, node.value or "")
-                self._give_up_if_late(f"pop from the queue '{path}'", deadline)
+                latest = waited_until + timeout
+                self._give_up_if_late(f"pop from the queue '{path}'", latest)
             if untaken:
                 continue  # others were quicker; there may be more by now
             left = waited_until - self._requests.now()
             if left <= 0:
                 return None
             self._requests.poll(path, index + 1, left, recursive=True)
-            deadline = self._requests.now() + timeout
+            left = max(self._requests.left(waited_until), _LEAST_READ_SECONDS)
+            deadline = self._requests.now() + min(left, timeout)
 
     def length(self, queue: bytes, timeout: float) -> int:
         """
@@ -287,7 +292,25 @@ class V2StoreKeys:
         It is below torch's path, so that a right on that suffices, and v2 hides what
         begins with a ``_`` from those who list the keys.
         """
-        return f"{self._directory.rstrip('/')}/_queues/{encode_name(queue)}"
+        return _short_enough(
+            f"{self._directory.rstrip('/')}/_queues/{encode_name(queue)}"
+        )
+
+
+def _short_enough(path: str) -> str:
+    """
+    Return a path as it is.
+
+    Raises:
+        EtcdLimitError: It is too long for a request.
+    """
+    if len(path) > _LONGEST_PATH:
+        raise EtcdLimitError(
+            f"Could not use the key '{path[:80]}...': its path has {len(path)} "
+            f"characters, and etcd's v2 takes {_LONGEST_PATH}; use a shorter key, or "
+            "etcd-v3."
+        )
+    return path
 
 
 def _untaken(nodes: Sequence[etcd.EtcdResult]) -> list[etcd.EtcdResult]:

@@ -37,6 +37,8 @@ _LONGEST_IDLE_SECONDS: Final = 15.0
 _LEASE_TRIES: Final = 3
 _LARGEST_COUNTER: Final = 2**62
 _LONGEST_OPENING_SECONDS: Final = 5.0
+# However short the time, what is there is read.
+_LEAST_LOOK_SECONDS: Final = 1.0
 # Up to 0.2 s, when a stream broke.
 _ROUNDS_FOR_A_PAUSE: Final = 4
 
@@ -461,10 +463,18 @@ class V3StoreKeys:
         prefix = self._queue(queue)
         what = f"pop from the queue {_shown(queue)} in {self._shown}"
         self._lease.keep()
-        waited_until = self._clock() + patience
-        latest = waited_until + timeout
+        started = self._clock()
+        waited_until = started + patience
+
+        def limit() -> float:
+            """
+            Return the seconds for a look: the time that is left, or a little more.
+            """
+            left = max(waited_until, started + timeout) - self._clock()
+            return min(timeout, max(left, _LEAST_LOOK_SECONDS))
+
         while True:
-            deadline = self._clock() + timeout
+            deadline = self._clock() + limit()
             first = self._first(prefix, deadline)
             if first is not None:
                 known = wire.compare_mod(first.key, first.mod_revision)
@@ -478,7 +488,7 @@ class V3StoreKeys:
                     )
                 if applied:
                     return first.value
-                self._give_up_if_late(what, latest)
+                self._give_up_if_late(what, waited_until + timeout)
                 continue  # somebody else was quicker
             if self._clock() >= waited_until:
                 return None
@@ -486,7 +496,7 @@ class V3StoreKeys:
                 wire.watch_create(
                     prefix, wire.prefix_end(prefix), watch_id=1, no_deletes=True
                 ),
-                lambda: self._count(prefix, timeout) == 0,
+                lambda: self._count(prefix, limit()) == 0,
                 what,
                 waited_until,
             )
@@ -528,7 +538,7 @@ class V3StoreKeys:
         missing = dict.fromkeys(names)
         found: dict[bytes, bytes] = {}
 
-        def look(least_seconds: float = 1.0) -> None:
+        def look(least_seconds: float = _LEAST_LOOK_SECONDS) -> None:
             asked = list(missing)
             limit = min(max(deadline - self._clock(), least_seconds), self.read_timeout)
             for name, value in zip(asked, self.get_many(asked, limit), strict=True):
@@ -536,7 +546,6 @@ class V3StoreKeys:
                     found[name] = value
                     del missing[name]
 
-        # However short the time, what is there is read.
         look()
         while missing and self._clock() < deadline:
             watched = retry.RANDOM.choice(list(missing))
