@@ -37,6 +37,8 @@ __all__ = ["create_backend", "create_handler"]
 
 BACKEND_STARTUP_TIMEOUT: Final = 0  # torch's: an error at once
 PLUGIN_STARTUP_TIMEOUT: Final = 60
+# As people write it for c10d.
+_ANY_PORT: Final = ("localhost:0", "127.0.0.1:0", "[::1]:0")
 
 
 class Types(NamedTuple):
@@ -273,7 +275,7 @@ def _embedded(params: RendezvousParameters) -> EtcdServer | None:
     """
     endpoint = (params.endpoint or "").strip()
     # Under torch's name no endpoint means localhost:2379, as in torch.
-    if endpoint != "localhost:0" and (endpoint or params.backend == TORCH_NAME):
+    if endpoint not in _ANY_PORT and (endpoint or params.backend == TORCH_NAME):
         return None
     if params.max_nodes > 1:
         raise EtcdSettingError(

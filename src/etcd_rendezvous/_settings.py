@@ -29,6 +29,7 @@ DEFAULT_CLOSED_TTL: Final = 60
 DEFAULT_STORE_TTL: Final = 7200
 DEFAULT_STORE_TTL_V2: Final = 24 * 60 * 60
 LEAST_TTL: Final = 2  # etcd's own
+MOST_SECONDS: Final = 10**9  # 31 years: no lease or date of that length overflows
 DEFAULT_READ_TIMEOUT: Final = 60
 DEFAULT_CONNECT_TIMEOUT: Final = 3
 DEFAULT_REQUEST_LIMIT: Final = 1_572_864  # etcd's own, 1.5 MiB
@@ -417,8 +418,9 @@ def _known(
         ours = _ALIASES.get(name, name)
         if ours in _OUR_SETTINGS:
             if ours in values and values[ours] != value:
+                other = next(one for one in _ALIASES if _ALIASES[one] == ours)
                 raise EtcdSettingError(
-                    f"The setting '{ours}' is given twice, once as '{name}', with "
+                    f"The setting '{ours}' is given twice, once as '{other}', with "
                     "different values."
                 )
             values[ours] = value
@@ -500,13 +502,17 @@ def whole_number(
         least: The smallest that it may be.
 
     Raises:
-        EtcdSettingError: It is none, or smaller.
+        EtcdSettingError: It is none, or smaller, or more seconds than anybody waits.
     """
     number = _integer(values, name, default)
     if number < least:
         unit = " s" if name not in _COUNTS else ""
         raise EtcdSettingError(
             f"The setting '{name}' must be {least}{unit} or more, not {number}{unit}."
+        )
+    if name not in _COUNTS and number > MOST_SECONDS:
+        raise EtcdSettingError(
+            f"The setting '{name}' must be {MOST_SECONDS} s or less, not {number} s."
         )
     return number
 

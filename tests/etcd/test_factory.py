@@ -822,7 +822,7 @@ def embedded(monkeypatch, newest_etcd_binary):
     ]
 
 
-@pytest.mark.parametrize("endpoint", ["", "localhost:0"])
+@pytest.mark.parametrize("endpoint", ["", "localhost:0", "127.0.0.1:0", "[::1]:0"])
 def test_one_node_has_an_etcd_of_its_own(embedded, run_id, endpoint):
     """
     A job of one node needs no endpoint: it has an etcd of its own, on loopback, that
@@ -871,7 +871,7 @@ def test_etcd_of_ones_own_ends_with_a_refusal(embedded, run_id):
     assert embedded() == []
 
 
-@pytest.mark.parametrize("endpoint", ["", "localhost:0"])
+@pytest.mark.parametrize("endpoint", ["", "localhost:0", "127.0.0.1:0", "[::1]:0"])
 def test_many_nodes_need_an_endpoint(embedded, run_id, endpoint):
     """
     More nodes are told in one sentence what to name, and how to start an etcd.

@@ -290,6 +290,19 @@ def test_nodes_meet_under_any_run_id(newest_served, run_id, odd):
     assert infos[1].store.get("greeting") == odd.encode()
 
 
+@pytest.mark.parametrize(
+    "odd", ["/", "/a", "a/", "a//b", ".", "..", "../a", "a?b", "a#b", "a%41"]
+)
+def test_a_run_id_that_is_another_on_v2(newest_v2, odd):
+    """
+    On v2 an id whose path would be that of another run, or of none, is refused at once.
+    """
+    with pytest.raises(ValueError, match="would be another one in etcd's v2"):
+        create_handler(
+            RendezvousParameters("etcd-v2", newest_v2.endpoint, odd, 1, 1, "localhost")
+        )
+
+
 def test_a_run_id_that_another_begins_with_on_v2(newest_v2, run_id):
     """
     On v2 an id that another begins with, before a slash, is refused in a sentence while

@@ -590,6 +590,17 @@ def test_given_twice():
         "The setting 'key_prefix' is given twice, once as 'etcd_prefix', with "
         "different values."
     ) == refusal(parse, key_prefix="/x", etcd_prefix="/y")
+    assert "once as 'etcd_prefix'" in refusal(parse, etcd_prefix="/y", key_prefix="/x")
+
+
+@pytest.mark.parametrize("name", ["ttl", "closed_ttl", "store_ttl", "join_timeout"])
+def test_too_large(name):
+    """
+    What etcd has no lease for, or no clock goes to, is refused before a job waits.
+    """
+    assert (
+        f"The setting '{name}' must be 1000000000 s or less, not 1000000001 s."
+    ) == refusal(parse, **{name: 1_000_000_001})
 
 
 def test_names_of_c10d():

@@ -6,17 +6,23 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable
+from typing import Final
 
 import etcd
 
 from .._clocks import ClockWatch
+from .._errors import EtcdSettingError
 from .._kv import Look, Queued, Swap
 from .requests import STORE_PATH, Requests, name_in, run_of
 from .swap import swap
 
 __all__ = ["V2StateKey"]
+
+# python-etcd does not encode keys.
+_NOT_IN_A_PATH: Final = re.compile(r"[?#]|%[0-9A-Fa-f]{2}")
 
 
 class V2StateKey:
@@ -65,8 +71,18 @@ class V2StateKey:
     def state_key(self, key_prefix: str | None, run_id: str) -> str:
         """
         See ``StateKey``. Torch's path; python-etcd adds a missing leading ``/``.
+
+        Raises:
+            EtcdSettingError: The path would stand for another key.
         """
         key = f"{key_prefix}/{run_id}" if key_prefix else run_id
+        parts = key.removeprefix("/").split("/")
+        if _NOT_IN_A_PATH.search(key) or not {"", ".", ".."}.isdisjoint(parts):
+            raise EtcdSettingError(
+                f"The key '{key}' would be another one in etcd's v2, whose paths must "
+                "not have '?', '#', '%' with two digits, nor empty parts, '.' or '..' "
+                "between slashes; use another run id, or etcd's v3."
+            )
         self._runs[key] = run_id
         return key
 
