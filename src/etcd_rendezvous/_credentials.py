@@ -22,6 +22,7 @@ __all__ = [
     "Credentials",
     "credentials_of",
     "find_credentials",
+    "refuse_pipe",
 ]
 
 USER_VARIABLE: Final = "ETCD_RENDEZVOUS_USER"
@@ -58,13 +59,10 @@ class Credentials:
         """
         if self.password_file is None:
             return self._password or ""
-        path = Path(self.password_file)
         try:
-            if path.exists() and not path.is_file():
-                # A pipe has its text once, and until then keeps us waiting.
-                raise OSError(errno.EINVAL, "it is no regular file")
+            refuse_pipe(self.password_file)
             # Editors of Windows begin a file with a mark of its encoding.
-            text = path.read_text("utf-8-sig")
+            text = Path(self.password_file).read_text("utf-8-sig")
         except UnicodeDecodeError:
             raise EtcdSettingError(
                 f"The password file {self.password_file} is no text in UTF-8."
@@ -74,10 +72,32 @@ class Credentials:
                 f"The password file can't be read: {self.password_file} "
                 f"({getattr(error, 'strerror', None) or error})."
             ) from error
-        text = text.removesuffix("\n").removesuffix("\r")
+        text = _without_line_break(text)
         if not text:
             raise EtcdSettingError(f"The password file {self.password_file} is empty.")
         return text
+
+
+def refuse_pipe(path: str) -> None:
+    """
+    Refuse what has its text only once, and until then keeps us waiting.
+
+    Args:
+        path: The path of a file that is read again and again.
+
+    Raises:
+        OSError: It is there, but no regular file.
+    """
+    found = Path(path)
+    if found.exists() and not (found.is_file() or found.is_dir()):
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def _without_line_break(text: str) -> str:
+    """
+    Return a password without the line break that editors and ``echo`` leave behind.
+    """
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def credentials_of(
@@ -149,6 +169,6 @@ def find_credentials(
     """
     password = None
     if not password_file:
-        password = environ.get(PASSWORD_VARIABLE)
+        password = _without_line_break(environ.get(PASSWORD_VARIABLE, ""))
         password_file = environ.get(PASSWORD_FILE_VARIABLE)
     return credentials_of(user or environ.get(USER_VARIABLE), password, password_file)

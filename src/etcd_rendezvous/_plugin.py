@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     )
 
 
-_OFF = ("", "0", "false", "no", "off")
+_OFF = ("", "0", "false", "n", "no", "off")
 _said: "list[bool]" = []  # whether a failure was
 
 
@@ -37,7 +37,7 @@ def takes_over() -> bool:
     """
     import os
 
-    return os.environ.get("ETCD_RENDEZVOUS_INSTALL", "0").lower() not in _OFF
+    return os.environ.get("ETCD_RENDEZVOUS_INSTALL", "0").strip().lower() not in _OFF
 
 
 def _take_over() -> None:

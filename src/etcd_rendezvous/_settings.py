@@ -17,7 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ._credentials import PASSWORD_VARIABLE, Credentials, find_credentials
+from ._credentials import (
+    PASSWORD_VARIABLE,
+    Credentials,
+    find_credentials,
+    refuse_pipe,
+)
 from ._errors import EtcdSettingError
 
 __all__ = ["Endpoint", "Settings", "TlsFiles", "parse_endpoints", "parse_settings"]
@@ -409,7 +414,7 @@ def _known(
     too_new: list[str] = []
     of_others = _NOT_OF_LIVE if live else _LIVE_SETTINGS
     for name, value in config.items():
-        if name in _SECRETS:
+        if name.lower() in _SECRETS:
             raise EtcdSettingError(
                 f"The setting '{name}' is refused: rendezvous settings are logged and "
                 f"stand on the command line. Set {PASSWORD_VARIABLE}, or name a file "
@@ -463,7 +468,10 @@ def _known(
 
 def _unknown(name: str) -> str:
     known = sorted(_OUR_SETTINGS | HANDLER_SETTINGS | _LIVE_SETTINGS | set(_ALIASES))
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    written = name.lower().replace("-", "_")
+    # Somebody else's prefix to one of ours is nearer than another of ours.
+    near = [one for one in known if "_" in one and one in written]
+    near = near or difflib.get_close_matches(written, known, n=1, cutoff=0.6)
     if near:
         return f"The setting '{name}' is unknown; did you mean '{near[0]}'?"
     return f"The setting '{name}' is unknown; known are: {', '.join(known)}."
@@ -533,6 +541,7 @@ def _path(values: Mapping[str, Any], name: str) -> str | None:
         return None
     path = str(value)
     try:
+        refuse_pipe(path)
         with Path(path).open("rb"):
             pass
     except (OSError, ValueError) as error:
@@ -541,6 +550,23 @@ def _path(values: Mapping[str, Any], name: str) -> str | None:
             f"({getattr(error, 'strerror', None) or error})."
         ) from error
     return path
+
+
+def check_text(text: str, what: str) -> None:
+    """
+    Refuse a text that has no form in UTF-8.
+
+    Args:
+        text: The text, such as a run id with bytes in it that were none.
+        what: What it is, for errors: "key".
+
+    Raises:
+        EtcdSettingError: It has none.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise EtcdSettingError(f"The {what} {text!r} is no text in UTF-8.") from None
 
 
 def _text(values: Mapping[str, Any], name: str) -> str | None:

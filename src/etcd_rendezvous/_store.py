@@ -15,7 +15,7 @@ from torch.distributed import DistNetworkError, DistStoreError, Store
 
 from ._errors import EtcdError, EtcdLimitError, EtcdSettingError
 from ._kv import StoreKeys, store_keys
-from ._settings import LEAST_TTL
+from ._settings import LEAST_TTL, check_text
 
 try:
     from torch.distributed import QueueEmptyError
@@ -98,6 +98,7 @@ class EtcdStore(Store):
                 "The prefix of a store is a str, not "
                 f"{type(etcd_store_prefix).__name__}."
             )
+        check_text(etcd_store_prefix, "prefix of a store")
         if ttl is not None and (type(ttl) is not int or ttl < LEAST_TTL):
             raise EtcdSettingError(
                 f"The ttl of a store is a whole number of seconds, {LEAST_TTL} or "
@@ -298,7 +299,8 @@ class EtcdStore(Store):
         """
         limit = self.timeout
         if isinstance(override_timeout, float) and math.isfinite(override_timeout):
-            limit = timedelta(seconds=override_timeout)
+            most = timedelta.max.total_seconds()
+            limit = timedelta(seconds=max(-1.0, min(override_timeout, most - 1)))
         elif override_timeout is not None:
             limit = override_timeout
         if not isinstance(limit, timedelta):
@@ -399,7 +401,9 @@ class EtcdStore(Store):
 
         It lives as long as this one, since torch's C++ does not hold it.
         """
-        clone = type(self)(self.client, self.prefix, self.timeout, ttl=self._ttl)
+        # Not by the class itself: that of a user may be made from something else.
+        clone = type(self).__new__(type(self))
+        EtcdStore.__init__(clone, self.client, self.prefix, self.timeout, ttl=self._ttl)
         clone._keys = self._keys  # noqa: SLF001 (one lease, one thread that keeps it)
         self._clones.append(clone)
         return clone

@@ -281,7 +281,7 @@ def test_long_keys(served, run_id):
         lambda: store.queue_len(key),
     ):
         if v2:
-            with pytest.raises(DistStoreError, match="use a shorter key, or etcd-v3"):
+            with pytest.raises(DistStoreError, match="use a shorter one, or etcd's v3"):
                 call()
 
 

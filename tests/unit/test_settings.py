@@ -737,6 +737,8 @@ def test_timeout(config, warned):
         ("read-timeout", "read_timeout"),
         ("Protocol", "protocol"),
         ("ssl_certificate", "ssl_cert"),
+        ("ssl_ca_cert", "ca_cert"),
+        ("etcd_read_timeout", "read_timeout"),
         ("cacert_", "cacert"),
         ("jointimeout", "join_timeout"),
         ("tll", "ttl"),

@@ -9,7 +9,8 @@ history, tells. v2 knows no leases, so that only the bytes tell whose write it w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,13 +89,22 @@ class Write:
             index = int(answer.value.modifiedIndex)
             requests.saw(index, baseline)
             if answer.maybe_earlier and requests.now() - started >= stays:
-                self._make_sure_it_is_the_first(index, baseline)
+                with self._unknown_if_it_fails():
+                    self._make_sure_it_is_the_first(index, baseline)
             return index, None, index
         if not answer.maybe_earlier:
             look = requests.look(self.key, requests.left(self.deadline))
             return 0, look.stored, look.store_revision
-        try:
+        with self._unknown_if_it_fails():
             return self._look_for_it(baseline, shows)
+
+    @contextmanager
+    def _unknown_if_it_fails(self) -> Iterator[None]:
+        """
+        Say of an error in looking a write up that its outcome is not known.
+        """
+        try:
+            yield
         except EtcdOutcomeUnknownError:
             raise
         except EtcdError as error:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import urllib3
 
@@ -36,11 +36,14 @@ __all__ = [
     "make_client",
     "name_in",
     "run_of",
+    "too_long",
 ]
 
 # torch's
 STORE_PATH: Final = "/torch/elastic/store"
 
+# etcd closes a new connection whose first line is not over within 4 KiB.
+_LONGEST_PATH: Final = 3_900
 _LONGEST_POLL_SECONDS: Final = 15.0
 _POLL_PAUSE_SECONDS: Final = 0.1
 
@@ -431,6 +434,19 @@ def _endpoint(uri: str) -> Endpoint:
 
 
 # -- names in paths -----------------------------------------------------------------
+
+
+def too_long(path: str) -> str | None:
+    """
+    Return what is wrong with a path that is too long for a request; None if it is not.
+    """
+    length = len(quote(path, safe="/+="))
+    if length <= _LONGEST_PATH:
+        return None
+    return (
+        f"Could not use the key '{path[:80]}...': its path has {length} characters, "
+        f"and etcd's v2 takes {_LONGEST_PATH}; use a shorter one, or etcd's v3."
+    )
 
 
 def encode_name(name: bytes) -> str:

@@ -16,7 +16,8 @@ import etcd
 from .._clocks import ClockWatch
 from .._errors import EtcdSettingError
 from .._kv import Look, Queued, Swap
-from .requests import STORE_PATH, Requests, name_in, run_of
+from .._settings import check_text
+from .requests import STORE_PATH, Requests, name_in, run_of, too_long
 from .swap import swap
 
 __all__ = ["V2StateKey"]
@@ -73,7 +74,7 @@ class V2StateKey:
         See ``StateKey``. Torch's path; python-etcd adds a missing leading ``/``.
 
         Raises:
-            EtcdSettingError: The path would stand for another key.
+            EtcdSettingError: The path would stand for another key, or for none.
         """
         key = f"{key_prefix}/{run_id}" if key_prefix else run_id
         parts = key.removeprefix("/").split("/")
@@ -83,6 +84,9 @@ class V2StateKey:
                 "not have '?', '#', '%' with two digits, nor empty parts, '.' or '..' "
                 "between slashes; use another run id, or etcd's v3."
             )
+        check_text(key, "key")
+        if (wrong := too_long(key)) is not None:
+            raise EtcdSettingError(wrong)
         self._runs[key] = run_id
         return key
 

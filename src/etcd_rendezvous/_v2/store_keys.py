@@ -11,6 +11,7 @@ mark, and goes away by itself soon: so it shows who took it, and that it was the
 from __future__ import annotations
 
 import binascii
+import re
 import time
 import uuid
 from base64 import b64decode, b64encode
@@ -26,7 +27,7 @@ from .._errors import (
     EtcdProtocolError,
 )
 from .._kv import sum_of
-from .requests import Requests, encode_name, name_in
+from .requests import Requests, encode_name, name_in, too_long
 from .swap import delete, swap
 
 __all__ = ["V2StoreKeys"]
@@ -34,8 +35,6 @@ __all__ = ["V2StoreKeys"]
 # However short the time, what is there is read.
 _LEAST_READ_SECONDS: Final = 1.0
 _READS_ONE_BY_ONE: Final = 32
-# etcd closes a new connection whose first line is not over within 4 KiB.
-_LONGEST_PATH: Final = 3_900
 _ENDS: Final = frozenset({"delete", "expire", "compareAndDelete"})
 # No base64 begins so.
 _TAKEN: Final = "taken "
@@ -62,7 +61,8 @@ class V2StoreKeys:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._requests = Requests(client, patient=True, clock=clock)
-        self._directory = directory
+        # etcd sends away who writes several slashes, to where there is one.
+        self._directory = re.sub("/+", "/", directory)
         self._ttl = ttl
 
     @property
@@ -304,12 +304,8 @@ def _short_enough(path: str) -> str:
     Raises:
         EtcdLimitError: It is too long for a request.
     """
-    if len(path) > _LONGEST_PATH:
-        raise EtcdLimitError(
-            f"Could not use the key '{path[:80]}...': its path has {len(path)} "
-            f"characters, and etcd's v2 takes {_LONGEST_PATH}; use a shorter key, or "
-            "etcd-v3."
-        )
+    if (wrong := too_long(path)) is not None:
+        raise EtcdLimitError(wrong)
     return path
 
 

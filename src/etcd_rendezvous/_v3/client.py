@@ -232,7 +232,7 @@ class EtcdClient:
         reply = self._call(
             wire.RANGE,
             wire.range_message(raw, end, **filters),
-            f"read the key {_shown(raw)}",
+            f"read the {'keys in' if end else 'key'} {_shown(raw)}",
             timeout,
             writes=False,
         )

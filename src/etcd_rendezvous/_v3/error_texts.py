@@ -131,10 +131,17 @@ def tls_in_words(text: str) -> str:
     return f"the TLS handshake failed ({text})"
 
 
-def read_reply(status: int, body: bytes) -> dict[str, Any] | Trouble:
+def read_reply(status: int, body: bytes, token: str = "") -> dict[str, Any] | Trouble:
     """
     Tell a good reply from an error, and etcd's error from somebody else's.
+
+    Args:
+        status: The HTTP status.
+        body: The reply.
+        token: What we were authenticated by; whoever repeats it is not quoted so.
     """
+    if token:
+        body = body.replace(token.encode(), b"***")
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):

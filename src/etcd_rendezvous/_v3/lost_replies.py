@@ -66,12 +66,12 @@ def find_lost_write(
     for round_ in itertools.count(1):
         try:
             return _search_history(client, key, is_ours, after, current, what)
-        except EtcdReplyError as error:
-            raise EtcdOutcomeUnknownError(
-                f"Could not {what}: others have written since, and etcd no longer has "
-                f"the history that would tell ({error.text})."
-            ) from error
         except EtcdError as error:
+            if isinstance(error, EtcdReplyError) and wire.COMPACTED in error.text:
+                raise EtcdOutcomeUnknownError(
+                    f"Could not {what}: others have written since, and etcd no longer "
+                    f"has the history that would tell ({error.text})."
+                ) from error
             may_come = isinstance(error, EtcdConnectionError)
             if not may_come or clock() >= deadline:
                 raise EtcdOutcomeUnknownError(

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from .._clocks import ClockWatch
+from .._errors import EtcdError, EtcdOutcomeUnknownError
 from .._kv import Look, Queued, Stored, Swap
 from .._lookout import Lookout
+from .._settings import check_text
 from . import wire
 from .client import EtcdClient, LeaseNotFoundError
 from .lease import Lease
@@ -71,9 +73,13 @@ def encode_run_id(run_id: str) -> str:
 def key_of_state(key_prefix: str | None, run_id: str) -> str:
     """
     Return the key of a run's state. A missing leading ``/`` is added.
+
+    Raises:
+        EtcdSettingError: It is no text in UTF-8.
     """
     run = encode_run_id(run_id)
     key = f"{key_prefix}/{run}" if key_prefix else run
+    check_text(key, "key")
     return key if key.startswith("/") else f"/{key}"
 
 
@@ -193,8 +199,8 @@ class V3StateKey:
         maybe_earlier = False
         for attempt in range(1, _LEASE_TRIES + 1):
             lease = self._lease(ttl)
-            lease_id = lease.current(max(deadline - self._clock(), 0.0))
             try:
+                lease_id = lease.current(max(deadline - self._clock(), 0.0))
                 reply = self._send_swap(raw, value, expected, lease_id, deadline)
             except LeaseNotFoundError:
                 # The lease expired, or etcd was wiped. This attempt wrote nothing, but
@@ -203,6 +209,13 @@ class V3StateKey:
                 lease.forget(lease_id)
                 if attempt == _LEASE_TRIES:
                     raise
+            except EtcdError as error:
+                if not maybe_earlier or isinstance(error, EtcdOutcomeUnknownError):
+                    raise
+                raise EtcdOutcomeUnknownError(
+                    f"Could not swap the key '{key}': it may or may not have been "
+                    f"applied ({error})"
+                ) from error
             else:
                 break
         self._saw(reply.revision, baseline)

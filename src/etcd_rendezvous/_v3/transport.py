@@ -185,7 +185,7 @@ class Transport:
         self.failover.answered.add(endpoint)
         if sending is not None and clocks is not None and isinstance(response, Reply):
             clocks.look(endpoint, response.date, sending)
-        return read_reply(response.status, response.data)
+        return read_reply(response.status, response.data, _token_in(headers))
 
     @contextmanager
     def stream(
@@ -236,7 +236,9 @@ class Transport:
                         timeout=self._timeout(timeout, read=timeout),
                     )
                     if response.status != 200:
-                        outcome = read_reply(response.status, response.data)
+                        outcome = read_reply(
+                            response.status, response.data, _token_in(own)
+                        )
                         trouble = outcome if isinstance(outcome, Trouble) else None
             except (HTTPError, OSError) as error:
                 trouble = trouble_of_exception(error)
@@ -379,6 +381,10 @@ def _quick(pool: urllib3.HTTPConnectionPool) -> urllib3.HTTPConnectionPool:
     else:
         pool.ConnectionCls = QuickHTTPConnection  # type: ignore[assignment]
     return pool
+
+
+def _token_in(headers: Mapping[str, str]) -> str:
+    return headers.get("Authorization", "")
 
 
 def _headers(limit: float | None) -> dict[str, str]:
