@@ -25,7 +25,7 @@ from ._live.handler import EtcdLiveRendezvousHandler
 from ._live.settings import parse_live_settings
 from ._live.store import AgentStore
 from ._log import log
-from ._settings import HANDLER_SETTINGS, Settings, parse_settings
+from ._settings import HANDLER_SETTINGS, Settings, check_text, parse_settings
 from ._store import EtcdStore
 from ._v3.state_key import key_of_state
 
@@ -176,14 +176,22 @@ def _create_etcd_client(params: RendezvousParameters) -> Any:
 def _settings(
     params: RendezvousParameters, endpoint: str | None, startup_timeout: int
 ) -> Settings:
+    check_text(params.run_id, "run id")
     live = params.backend in LIVE_NAMES
-    return parse_settings(
+    settings = parse_settings(
         endpoint,
         params.config,
         startup_timeout=startup_timeout,
         handler_settings=HANDLER_SETTINGS if live else settings_of_torch(),
         live=live,
     )
+    for one in settings.endpoints:
+        if one.port == 0:
+            raise EtcdSettingError(
+                f"The endpoint {one} has port 0, on which nobody listens; name that of "
+                "etcd, or say localhost:0 for an etcd of a one-node job's own."
+            )
+    return settings
 
 
 def _client(params: RendezvousParameters, settings: Settings) -> tuple[Any, str]:

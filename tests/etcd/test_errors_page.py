@@ -289,6 +289,12 @@ class Trouble:
             create_backend(self.parameters("http://localhost:2379/v3"))
         return str(caught.value)
 
+    @into("The endpoint has port 0")
+    def port_0(self):
+        with pytest.raises(ValueError, match="port") as caught:
+            create_handler(self.parameters("node1:0"))
+        return str(caught.value)
+
     # -- the API
 
     @into("The gateway is off")
@@ -584,6 +590,29 @@ class Trouble:
     def no_endpoint(self):
         with pytest.raises(ValueError, match="nodes") as caught:
             create_handler(self.parameters(""))
+        return str(caught.value)
+
+    @into("v2, and a run id that is the path of another")
+    def run_id_on_v2(self):
+        params = self.parameters(self.older_server(), "etcd-v2")
+        params.run_id = "../job"
+        with pytest.raises(ValueError, match="another") as caught:
+            create_backend(params)
+        return str(caught.value).replace(params.run_id, "RUN")
+
+    @into("v2, and a key of more than 2,900 bytes")
+    def long_key_on_v2(self):
+        _, store = create_backend(self.parameters(self.older_server(), "etcd-v2"))
+        with pytest.raises(DistStoreError) as caught:
+            store.set(3000 * "k", "1")
+        return str(caught.value)
+
+    @into("A run id that is no text")
+    def run_id_that_is_no_text(self):
+        params = self.parameters(self.make_server().get_endpoint())
+        params.run_id = "job\udc80"
+        with pytest.raises(ValueError, match="text") as caught:
+            create_backend(params)
         return str(caught.value)
 
     @into("The run id is that of a closed run")

@@ -303,6 +303,38 @@ def test_a_run_id_that_is_another_on_v2(newest_v2, odd):
         )
 
 
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ("a" * 4000, "its path has 4026 characters, and etcd's v2 takes 3900"),
+        ("\N{GRINNING FACE}" * 400, "its path has 4826 characters"),
+    ],
+)
+def test_a_run_id_that_is_too_long_on_v2(newest_v2, odd, words):
+    """
+    On v2 an id is refused at once that makes a request's first line too long.
+    """
+    with pytest.raises(ValueError, match=words) as caught:
+        create_handler(
+            RendezvousParameters("etcd-v2", newest_v2.endpoint, odd, 1, 1, "localhost")
+        )
+    assert len(str(caught.value)) < 300
+
+
+def test_a_run_id_that_is_no_text(served):
+    """
+    An id with bytes in it that are no UTF-8, as a shell may hand on, is refused.
+    """
+    names = {"v2": ["etcd-v2"], "v3": ["etcd-v3", "etcd-live"]}[served.api]
+    for name in names:
+        with pytest.raises(ValueError, match="udc80' is no text in UTF-8"):
+            create_handler(
+                RendezvousParameters(
+                    name, served.endpoint, "a\udc80", 1, 1, "localhost"
+                )
+            )
+
+
 def test_a_run_id_that_another_begins_with_on_v2(newest_v2, run_id):
     """
     On v2 an id that another begins with, before a slash, is refused in a sentence while

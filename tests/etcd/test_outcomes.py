@@ -333,6 +333,29 @@ def test_something_else_answers_before_the_outcome_is_known(newest_v3, run_id, p
 
     assert isinstance(caught.value.__cause__, EtcdOutcomeUnknownError)
     assert "it may or may not have been applied" in str(caught.value.__cause__)
+    assert "history" not in str(caught.value.__cause__)
+
+
+def test_no_lease_is_to_be_had_before_the_outcome_is_known(
+    newest_v3, make_proxy, run_id
+):
+    """
+    Likewise where a swap is lost on the way, its lease ends, and there is no other.
+    """
+    proxy = make_proxy(newest_v3.endpoint)
+    backend = newest_v3.backend(run_id, proxy, read_timeout=2)
+    _, token, _ = backend.set_state(b"one")
+    client = newest_v3.client()
+    revoke = afterwards(lambda: client.revoke(lease_of(newest_v3, backend.key)))
+    with (
+        proxy.swallow(1, newest_v3.is_swap, when_reply=revoke),
+        proxy.swallow(None, "/v3/lease/grant"),
+        pytest.raises(RendezvousConnectionError) as caught,
+    ):
+        backend.set_state(b"mine", token)
+
+    assert isinstance(caught.value.__cause__, EtcdOutcomeUnknownError)
+    assert "it may or may not have been applied" in str(caught.value.__cause__)
 
 
 def test_history_that_v2_has_dropped(newest_v2, run_id, make_proxy):

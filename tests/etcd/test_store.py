@@ -12,6 +12,7 @@ import itertools
 import threading
 import time
 import types
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -23,7 +24,7 @@ from torch.distributed import (
     PrefixStore,
 )
 
-from etcd_rendezvous import EtcdClient, EtcdStore
+from etcd_rendezvous import EtcdClient, EtcdSettingError, EtcdStore
 from support.scripted import refused_endpoint
 
 pytestmark = pytest.mark.torch
@@ -253,6 +254,55 @@ def test_what_tcpstore_does_not_take(newest_served, run_id):
     store.append(key="c", value=memoryview(b"3"))
     assert store.multi_get(keys=("c", "n")) == [b"23", b"3"]
     assert store.delete_key(key="c") is True
+
+
+def test_a_limit_that_is_no_limit(newest_served, run_id):
+    """
+    A time limit may be longer than anybody lives.
+    """
+    store = newest_served.store(run_id)
+    store.set("k", "1")
+    for limit in (1e20, -1e20, timedelta.max):
+        store.wait(["k"], limit)
+
+
+def test_slashes_in_a_prefix(newest_served):
+    """
+    Several slashes in a row do no harm; a prefix that is no text is refused.
+    """
+    run = uuid.uuid4()
+    store = EtcdStore(newest_served.client(), f"//{run}//a/")
+    store.set("k", "1")
+    assert store.add("n", 2) == 2
+    assert store.multi_get(["k", "n"]) == [b"1", b"2"]
+    assert store.num_keys() == 2
+    assert sorted(store.list_keys()) == ["k", "n"]
+    store.queue_push("q", "1")
+    assert store.queue_pop("q") == b"1"
+    with pytest.raises(EtcdSettingError, match="is no text in UTF-8"):
+        EtcdStore(newest_served.client(), "a\udc80")
+
+
+class MadeFromAName(EtcdStore):
+    """
+    A user's store, which is made from something else.
+    """
+
+    def __init__(self, served, name):
+        super().__init__(served.client(), f"/{name}", timedelta(seconds=7))
+
+
+def test_a_clone_of_a_users_store(newest_served, run_id):
+    """
+    The clone of a subclass is one of that class, however that is made.
+    """
+    store = MadeFromAName(newest_served, run_id)
+    store.set("k", "1")
+    clone = store.clone()
+
+    assert type(clone) is MadeFromAName
+    assert clone.get("k") == b"1"
+    assert clone.timeout == timedelta(seconds=7)
 
 
 def test_long_keys(served, run_id):

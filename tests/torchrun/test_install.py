@@ -36,7 +36,8 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous import rendezvous_handler_registry as registry
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 NAMES = [(b, "EtcdRendezvousBackend"), (b, "create_backend"), (s, "EtcdStore"),
-    (e, "EtcdServer"), (e, "find_free_port"), (e, "stop_etcd")]
+    (e, "EtcdServer"), (e, "find_free_port"), (e, "stop_etcd"),
+    (b, "_create_etcd_client")]
 before = [getattr(*name) for name in NAMES]
 Backend, Store, Server = (before[i] for i in (0, 2, 3))
 creator = registry._registry["etcd-v2"]
@@ -195,7 +196,7 @@ def test_install_and_uninstall():
         "print(json.dumps(steps))\n"
     )
 
-    no, yes = [False] * 6, [True] * 6
+    no, yes = [False] * 7, [True] * 7
     assert found == [no, yes, yes, no, no, yes, True]
 
 
@@ -241,7 +242,9 @@ def test_instances_of_torchs_classes(own_server, run_id, by):
         assert found[7:] == ["EtcdRendezvousBackend", "etcd-v2", "etcd-v2", "value", 1]
 
 
-@pytest.mark.parametrize(("value", "ours"), [("0", False), ("", False), ("true", True)])
+@pytest.mark.parametrize(
+    ("value", "ours"), [("0", False), ("", False), ("No ", False), ("true", True)]
+)
 def test_the_variable_switches(value, ours):
     """
     The variable installs unless it says no.

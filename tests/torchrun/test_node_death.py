@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from support import etcds
 from support.runs import check
 from support.torchrun import clean_environment
 
@@ -122,8 +123,32 @@ def test_sigterm_of_one_agent_does_not_close_the_run_for_the_others(job):
     """
     Whoever is told to leave leaves; the other two re-form and go on.
     """
+    one_is_told_to_end(job)
+
+
+@pytest.mark.parametrize("api", ["v2", "v3"])
+def test_sigterm_of_one_agent_under_torchs_name(make_job, make_server, api):
+    """
+    So it is where torch's name is taken over, whichever API is spoken.
+    """
+    binary = (etcds.v2_binaries() if api == "v2" else etcds.binaries())[-1]
+    flags = () if api == "v2" else binary.without_v2
+    job = make_job(
+        make_server(binary=binary.path, extra_args=flags),
+        backend="etcd-v2",
+        nnodes="2:3",
+        conf=CONF,
+        max_restarts=9,
+    )
+    one_is_told_to_end(job, environment={"ETCD_RENDEZVOUS_INSTALL": "1"})
+
+
+def one_is_told_to_end(job, **options):
+    """
+    Start three agents, and let one of them be preempted.
+    """
     for name in "abc":
-        job.start(name)
+        job.start(name, **options)
     first = job.wait_for_world({"a", "b", "c"})
 
     job.agents["a"].terminate()

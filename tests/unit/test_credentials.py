@@ -57,6 +57,12 @@ def test_from_the_environment(file):
     who = found(**{USER_VARIABLE: "alice", PASSWORD_VARIABLE: SECRET}).credentials
     assert (who.user, who.password(), who.password_file) == ("alice", SECRET, None)
 
+    # As a Kubernetes secret has it that was made with `echo`.
+    who = found(
+        **{USER_VARIABLE: "alice", PASSWORD_VARIABLE: SECRET + "\n"}
+    ).credentials
+    assert who.password() == SECRET
+
     environ = {USER_VARIABLE: "alice", PASSWORD_FILE_VARIABLE: str(file)}
     who = found(**environ).credentials
     assert ("alice", SECRET, str(file)) == (who.user, who.password(), who.password_file)

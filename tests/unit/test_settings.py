@@ -6,6 +6,7 @@ From what people write to endpoints and settings. No server.
 
 from __future__ import annotations
 
+import os
 import re
 import string
 
@@ -531,6 +532,17 @@ def test_a_certificate_that_is_a_folder(tmp_path):
     assert f"{tmp_path} (Is a directory)." in refusal(parse, ca_cert=str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["ssl_cert", "ssl_cert_key", "ca_cert"])
+def test_a_certificate_that_can_be_read_once_alone(name, tmp_path):
+    """
+    So is a pipe, which is not waited for.
+    """
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+
+    assert f"{path} (it is no regular file)." in refusal(parse, **{name: str(path)})
+
+
 def test_a_key_without_certificate(tmp_path):
     """
     A private key is nothing without its certificate.
@@ -767,7 +779,7 @@ def test_nothing_near():
         assert re.search(rf"\b{name}\b", text)
 
 
-@given(st.sampled_from(["password", "passwd", "token"]), SECRETS)
+@given(st.sampled_from(["password", "passwd", "token", "PASSWORD"]), SECRETS)
 @examples
 def test_secrets_are_refused_unseen(name, secret):
     """

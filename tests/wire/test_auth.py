@@ -15,6 +15,7 @@ import pytest
 from etcd_rendezvous._credentials import Credentials
 from etcd_rendezvous._errors import (
     EtcdConnectionError,
+    EtcdError,
     EtcdProtocolError,
     EtcdReplyError,
 )
@@ -430,6 +431,36 @@ def test_an_echo(connect):
 
             assert server.paths[0] == wire.AUTHENTICATE
             assert "xyzzy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [200, 400, 403, 404])
+def test_an_echo_of_a_token(connect, status):
+    """
+    What repeats the token is not repeated either, by a request or a watch.
+    """
+    token = "tokenthatissecret.17"
+
+    def script(exchange):
+        if exchange.request.path == wire.AUTHENTICATE:
+            return json_reply({"header": {}, "token": token})
+        sent = exchange.request.headers["authorization"]
+        if status == 400:
+            return json_reply({"code": 3, "message": f"no {sent}"}, 400)
+        return reply(status, f"<html>{'x' * 170} {sent}")
+
+    with ScriptedServer(script) as server:
+        client = connect(server)
+        watch = wire.watch_create(b"k", watch_id=1)
+
+        def watched():
+            with client.watch([watch], what="watch", timeout=1) as stream:
+                list(stream.events(0.5))
+
+        for call in (lambda: client.get("k"), watched):
+            with pytest.raises(EtcdError) as caught:
+                call()
+            chain = [caught.value, caught.value.__cause__, caught.value.__context__]
+            assert "tokenthat" not in "".join(map(repr, chain))
 
 
 # python-etcd calls what urllib3 up to 2.5 warns of.
