@@ -313,7 +313,8 @@ def nested_nodes(levels):
 
 
 # Far fewer than what would take years, so that what is not refused ends.
-LEVELS = 22
+LEVELS = 26
+LEVELS_OF_NODES = 15
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ LEVELS = 22
     [
         text("also") + b"}" + nested_tuples(LEVELS) + b"K\1s",
         text("also") + b"}" + b"h\0" + nested_tuples(LEVELS) + b"s",
-        nested_nodes(LEVELS),
+        nested_nodes(LEVELS_OF_NODES),
         text("also") + b"Nr\xff\xff\xff\x07",
     ],
     ids=["nested tuples", "a tuple", "nested nodes", "a far memo"],
@@ -332,11 +333,11 @@ def test_what_would_take_long(costly):
     """
     evil = by_hand(node=PARTS_OF_A_NODE + b"b", more=costly)
     pickletools.dis(evil, io.StringIO())  # It is well made.
-    started = time.perf_counter()
+    started = time.thread_time()
 
     with pytest.raises(StateRefusedError, match="not a pickle that torch's handler"):
         read_state(evil)
-    assert time.perf_counter() - started < 0.02
+    assert time.thread_time() - started < 0.05
 
 
 def test_many_equal_nodes():
@@ -345,10 +346,10 @@ def test_many_equal_nodes():
     """
     node = named("_NodeDesc") + b")\x81" + PARTS_OF_A_NODE + b"b"
     many = text("also") + b"\x8f(" + 20_000 * node + b"\x90"
-    started = time.perf_counter()
+    started = time.thread_time()
 
     read_state(by_hand(node=PARTS_OF_A_NODE + b"b", more=many))
-    assert time.perf_counter() - started < 3
+    assert time.thread_time() - started < 3
 
 
 @pytest.mark.parametrize(
