@@ -50,6 +50,9 @@ def torchs_module(monkeypatch):
     for one in (NodeDesc, RendezvousState):
         setattr(module, one.__qualname__, one)
     monkeypatch.setitem(sys.modules, TORCHS, module)
+    # Picklers import what is left of the first dot, too.
+    torch = sys.modules.get("torch", types.ModuleType("torch"))
+    monkeypatch.setitem(sys.modules, "torch", torch)
 
 
 def written_by(pickler, state, protocol):
