@@ -100,7 +100,7 @@ class EtcdOutcomeUnknownError(EtcdError):
     Raised when it can't be found out whether a conditional write was applied.
 
     The reply was lost, others have written since, and etcd no longer has the
-    history that would tell.
+    history that would tell, or could not be asked.
     """
 
 

@@ -188,8 +188,8 @@ def _settings(
     for one in settings.endpoints:
         if one.port == 0:
             raise EtcdSettingError(
-                f"The endpoint {one} has port 0, on which nobody listens; name that of "
-                "etcd, or say localhost:0 for an etcd of a one-node job's own."
+                f"The endpoint {one} has port 0, on which nobody listens; name etcd's "
+                "(only under a launcher localhost:0 starts one, for a job of one node)."
             )
     return settings
 

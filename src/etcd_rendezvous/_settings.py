@@ -35,6 +35,7 @@ DEFAULT_STORE_TTL: Final = 7200
 DEFAULT_STORE_TTL_V2: Final = 24 * 60 * 60
 LEAST_TTL: Final = 2  # etcd's own
 MOST_SECONDS: Final = 10**9  # 31 years: no lease or date of that length overflows
+_MOST_ATTEMPTS: Final = 10_000  # nor so many of them
 DEFAULT_READ_TIMEOUT: Final = 60
 DEFAULT_CONNECT_TIMEOUT: Final = 3
 DEFAULT_REQUEST_LIMIT: Final = 1_572_864  # etcd's own, 1.5 MiB
@@ -470,8 +471,10 @@ def _unknown(name: str) -> str:
     known = sorted(_OUR_SETTINGS | HANDLER_SETTINGS | _LIVE_SETTINGS | set(_ALIASES))
     written = name.lower().replace("-", "_")
     # Somebody else's prefix to one of ours is nearer than another of ours.
-    near = [one for one in known if "_" in one and one in written]
-    near = near or difflib.get_close_matches(written, known, n=1, cutoff=0.6)
+    within = [one for one in known if "_" in one and one in written]
+    near = sorted(within, key=len, reverse=True) or difflib.get_close_matches(
+        written, known, n=1, cutoff=0.6
+    )
     if near:
         return f"The setting '{name}' is unknown; did you mean '{near[0]}'?"
     return f"The setting '{name}' is unknown; known are: {', '.join(known)}."
@@ -518,9 +521,11 @@ def whole_number(
         raise EtcdSettingError(
             f"The setting '{name}' must be {least}{unit} or more, not {number}{unit}."
         )
-    if name not in _COUNTS and number > MOST_SECONDS:
+    most = _MOST_ATTEMPTS if name in _COUNTS else MOST_SECONDS
+    if name != "request_limit" and number > most:
+        unit = " s" if name not in _COUNTS else ""
         raise EtcdSettingError(
-            f"The setting '{name}' must be {MOST_SECONDS} s or less, not {number} s."
+            f"The setting '{name}' must be {most}{unit} or less, not {number}{unit}."
         )
     return number
 

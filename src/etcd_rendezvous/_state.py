@@ -63,7 +63,11 @@ class Node:
         return hash((self.addr + "", self.pid + 0, self.local_id + 0))
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is Node and vars(self) == vars(other)
+        # Of these alone, too, and not of whatever else a pickle has put into it.
+        return type(other) is Node and (
+            (self.addr, self.pid, self.local_id)
+            == (other.addr, other.pid, other.local_id)
+        )
 
     @property
     def id(self) -> str:
@@ -153,9 +157,9 @@ def _form() -> re.Pattern[bytes]:
     Return what a state looks like: some of the opcodes that pickle writes for one.
 
     They are those of the protocols 4 and 5, with their arguments. Two things are left
-    out by which a few bytes could take years, or all memory, to read: a tuple that is
-    not at once made into something else, but may be a part of another or a key; and a
-    number for a place in the memo that the pickle chooses.
+    out by which a few bytes could take years, or all memory, to read: tuples that are
+    made of tuples, since none is let be that is not at once made into something else;
+    and a place in the memo of the pickle's own choice.
     """
     texts = b"|".join(re.escape(bytes([n])) + b".{%d}" % n for n in range(256))
     # There is one way to read a pickle: each begins with bytes of its own.
@@ -179,9 +183,15 @@ def _has_the_form(state: bytes) -> bool:
     return end == len(state)
 
 
+_PARTS: Final = frozenset(State.__annotations__)
+_PLAIN: Final = frozenset({bool, datetime, int, str, type(None)})
+
+
 def _is_sound(found: Any) -> bool:
     """
     Say whether a state has the parts of one, all of the right kind.
+
+    Another torch may add parts; of them only plain ones are known to do no harm.
     """
     if type(found) is not State:
         return False
@@ -191,8 +201,11 @@ def _is_sound(found: Any) -> bool:
         waiting, spare = parts["wait_list"], parts["redundancy_list"]
         deadline = parts["deadline"]
         return (
-            # Whatever pickles it again would heed such a one.
-            not any(str(name).startswith("__") for name in parts)
+            all(
+                name in _PARTS
+                or (type(part) in _PLAIN and not str(name).startswith("__"))
+                for name, part in parts.items()
+            )
             and type(parts["round"]) is int
             and type(parts["complete"]) is type(parts["closed"]) is bool
             and type(ranks) is type(beats) is dict

@@ -403,6 +403,7 @@ class EtcdStore(Store):
         """
         # Not by the class itself: that of a user may be made from something else.
         clone = type(self).__new__(type(self))
+        clone.__dict__.update(vars(self))
         EtcdStore.__init__(clone, self.client, self.prefix, self.timeout, ttl=self._ttl)
         clone._keys = self._keys  # noqa: SLF001 (one lease, one thread that keeps it)
         self._clones.append(clone)

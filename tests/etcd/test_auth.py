@@ -541,6 +541,11 @@ def test_certificates_on_v2(newest_v2_binary, make_server, run_id, tmp_path):
             del less["ssl_cert_key"]
         said, _ = refused(parameters(endpoint, run_id, "etcd-v2", **less))
         assert f"with {name}" in said
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\x30\x82\x05\x9c")
+    less = {**config, "ssl_cert_key": str(binary)}
+    said, _ = refused(parameters(endpoint, run_id, "etcd-v2", **less))
+    assert "a file holds no certificate, or no key, in PEM" in said
 
 
 def test_users_of_v3_where_v2_is_asked_for(v2_binary, run_id, monkeypatch):

@@ -63,6 +63,7 @@ def test_stores(tmp_path, newest_v2_binary):
     done = benchmarks(
         *("--quick", "--binary", newest_v2_binary, "--json", path),
         *("--parts", "store", "--calls", 20, "--barriers", 64, "--agents", 4),
+        *("--limit", 10),
     )
     found = {(one.name, one.backend): one for one in Report.load(path).figures}
 

@@ -276,10 +276,15 @@ def used_by_torch(pickled):
             node=PARTS_OF_A_NODE + b"b",
             more=text("late") + b"h\0}" + text("pid") + text("1") + b"sb",
         ),
+        by_hand(
+            node=PARTS_OF_A_NODE + b"b",
+            more=text("also")
+            + (named("_NodeDesc") + b")\x81}" + text("__reduce_ex__") + b"K\1sb"),
+        ),
     ],
     ids=[
         *("a node without parts", "a node set", "a node's hook", "a state's hook"),
-        "a node made twice",
+        *("a node made twice", "another node's hook"),
     ],
 )
 def test_what_torch_could_not_read_or_write_again(odd):
@@ -312,6 +317,21 @@ def nested_nodes(levels):
     return written + text("wait_list") + b"\x8f(" + parts[0] + b"\x90"
 
 
+def nested_twins(levels):
+    """
+    Write two equal nodes that name the two of the level below, and so on, in a set.
+    """
+    more, below = b"", [b"K\1", b"K\2"]
+    for level in range(levels):
+        for part in below:
+            also = b"".join(text(one) + part for one in "pq")
+            parts = parts_of_a_node(text("a"))[:-1] + also + b"u"
+            node = named("_NodeDesc") + b")\x81\x94" + parts + b"b"
+            more += text(f"also {level} {part!r}") + node
+        below = [b"h" + bytes([2 * level + one]) for one in (1, 2)]
+    return more + text("also") + b"\x8f(" + b"".join(below) + b"\x90"
+
+
 # Far fewer than what would take years, so that what is not refused ends.
 LEVELS = 26
 LEVELS_OF_NODES = 15
@@ -323,9 +343,14 @@ LEVELS_OF_NODES = 15
         text("also") + b"}" + nested_tuples(LEVELS) + b"K\1s",
         text("also") + b"}" + b"h\0" + nested_tuples(LEVELS) + b"s",
         nested_nodes(LEVELS_OF_NODES),
+        nested_twins(LEVELS_OF_NODES),
+        text("also") + 3000 * (b"}" + text("a")) + b"N" + 3000 * b"s",
         text("also") + b"Nr\xff\xff\xff\x07",
     ],
-    ids=["nested tuples", "a tuple", "nested nodes", "a far memo"],
+    ids=[
+        *("nested tuples", "a tuple", "nested nodes", "nested twins"),
+        *("nested dictionaries", "a far memo"),
+    ],
 )
 def test_what_would_take_long(costly):
     """
@@ -345,7 +370,7 @@ def test_many_equal_nodes():
     The same node many times takes as long as many nodes.
     """
     node = named("_NodeDesc") + b")\x81" + PARTS_OF_A_NODE + b"b"
-    many = text("also") + b"\x8f(" + 20_000 * node + b"\x90"
+    many = text("wait_list") + b"\x8f(" + 20_000 * node + b"\x90"
     started = time.thread_time()
 
     read_state(by_hand(node=PARTS_OF_A_NODE + b"b", more=many))

@@ -615,6 +615,15 @@ def test_too_large(name):
     ) == refusal(parse, **{name: 1_000_000_001})
 
 
+def test_too_many():
+    """
+    So are heartbeats without end.
+    """
+    assert (
+        "The setting 'keep_alive_max_attempt' must be 10000 or less, not 10001."
+    ) == refusal(parse, keep_alive_max_attempt=10_001)
+
+
 def test_names_of_c10d():
     """
     The settings of c10d are named in one note.
@@ -751,6 +760,8 @@ def test_timeout(config, warned):
         ("ssl_certificate", "ssl_cert"),
         ("ssl_ca_cert", "ca_cert"),
         ("etcd_read_timeout", "read_timeout"),
+        ("ssl-cert-key", "ssl_cert_key"),
+        ("etcd_ssl_cert_key", "ssl_cert_key"),
         ("cacert_", "cacert"),
         ("jointimeout", "join_timeout"),
         ("tll", "ttl"),

@@ -918,8 +918,11 @@ def test_a_certificate_that_is_out_of_date(connect, authority, ca_cert):
         )
 
 
+@pytest.mark.parametrize("content", [b"nothing of the kind\n", b"\x30\x82\x05\x9c"])
 @pytest.mark.parametrize("which", ["ca_cert", "cert", "key", "key left out"])
-def test_a_file_that_is_no_certificate(connect, authority, ca_cert, tmp_path, which):
+def test_a_file_that_is_no_certificate(
+    connect, authority, ca_cert, tmp_path, which, content
+):
     """
     A file that holds something else is told at once, with the settings to look at.
     """
@@ -933,7 +936,7 @@ def test_a_file_that_is_no_certificate(connect, authority, ca_cert, tmp_path, wh
         blob.write_to_path(files[name])
     if which in files:
         files[which] = str(tmp_path / "other")
-        (tmp_path / "other").write_text("nothing of the kind\n")
+        (tmp_path / "other").write_bytes(content)
     else:
         del files["key"]
     context = server_side(authority.issue_cert("127.0.0.1"))

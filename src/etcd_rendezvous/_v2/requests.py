@@ -118,7 +118,11 @@ class _Sender(etcd.Client):
         if self._sending is not None and self._clocks is not None:
             date = response.headers.get("Date")
             self._clocks.look(self._endpoint, date, self._sending)
-        return super()._handle_server_response(response)
+        try:
+            return super()._handle_server_response(response)
+        except UnicodeDecodeError as error:
+            payload = {"message": "Bad response", "cause": str(error)}
+            raise etcd.EtcdException(payload=payload) from None
 
     def __del__(self) -> None:
         """
@@ -374,6 +378,8 @@ class Requests:
                 return trouble_of_exception(error.cause or error)
             except etcd.EtcdException as error:
                 return trouble_of_answer(error, self._client)
+            except UnicodeDecodeError as error:  # a client's key that is no text
+                return trouble_of_exception(error)
 
         answer = self._failover.run(
             attempt,

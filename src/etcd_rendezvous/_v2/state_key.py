@@ -76,7 +76,9 @@ class V2StateKey:
         Raises:
             EtcdSettingError: The path would stand for another key, or for none.
         """
-        key = f"{key_prefix}/{run_id}" if key_prefix else run_id
+        # etcd sends away who writes several slashes, to where there is one.
+        prefix = re.sub("/+", "/", key_prefix or "").rstrip("/")
+        key = f"{prefix}/{run_id}" if prefix else run_id
         parts = key.removeprefix("/").split("/")
         if _NOT_IN_A_PATH.search(key) or not {"", ".", ".."}.isdisjoint(parts):
             raise EtcdSettingError(

@@ -249,11 +249,14 @@ class V2StoreKeys:
         See ``StoreKeys``.
         """
         path = self._queue(queue)
-        waited_until = self._requests.now() + patience
-        deadline = self._requests.now() + timeout
+        started = self._requests.now()
+        waited_until = started + patience
         while True:
-            left = self._requests.left(max(deadline, waited_until))
-            nodes, index = self._requests.children(path, left)
+            # What is left, or a little more, so that what is there is seen.
+            left = self._requests.left(max(waited_until, started + timeout))
+            limit = min(timeout, max(left, _LEAST_READ_SECONDS))
+            deadline = self._requests.now() + limit
+            nodes, index = self._requests.children(path, limit)
             untaken = _untaken(nodes)
             for node in untaken:
                 mark = f"{_TAKEN}{uuid.uuid4().hex}".encode()
@@ -275,8 +278,6 @@ class V2StoreKeys:
             if left <= 0:
                 return None
             self._requests.poll(path, index + 1, left, recursive=True)
-            left = max(self._requests.left(waited_until), _LEAST_READ_SECONDS)
-            deadline = self._requests.now() + min(left, timeout)
 
     def length(self, queue: bytes, timeout: float) -> int:
         """

@@ -34,6 +34,7 @@ SPEAKS_NO_TLS: Final = (
 )
 
 _FILES: Final = "look at ssl_cert, ssl_cert_key and ca_cert"
+_NO_PEM: Final = f"a file holds no certificate, or no key, in PEM; {_FILES}"
 # What OpenSSL says of a file that is not what it should be. It does not name the file.
 _NO_CERTIFICATE: Final = ("pem lib", "no certificate or crl found", "no start line")
 _CERTIFICATE_ALERTS: Final = (
@@ -72,6 +73,8 @@ def _in_words(error: BaseException, failure: retry.Failure) -> str:
         cause = retry.cause_of(error)
         if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError):
             return f"a certificate's file can't be read; {_FILES} ({cause})"
+        if isinstance(error, UnicodeDecodeError):
+            return f"{_NO_PEM} (it is no text)"
         return tls_in_words(str(error))
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return UNRESOLVED
@@ -122,7 +125,7 @@ def tls_in_words(text: str) -> str:
             "name one that is not with ssl_cert_key"
         )
     if any(words in lowered for words in _NO_CERTIFICATE):
-        return f"a file holds no certificate, or no key, in PEM; {_FILES} ({text})"
+        return f"{_NO_PEM} ({text})"
     if any(alert in lowered for alert in _CERTIFICATE_ALERTS):
         return (
             "it wants a client certificate, or another one; name it with ssl_cert and "

@@ -134,6 +134,9 @@ def failure_of_exception(error: BaseException) -> Failure:
         (urllib3_errors.NewConnectionError, urllib3_errors.ConnectTimeoutError),
     ):
         return Failure.NOT_SENT
+    if isinstance(error, UnicodeDecodeError):
+        # urllib3 has looked for a password in a client's key, which is no text.
+        return Failure.TLS
     if isinstance(error, urllib3_errors.SSLError):
         # A connection that ends in the middle of TLS may end after the request.
         reason = error.args[0] if error.args else None

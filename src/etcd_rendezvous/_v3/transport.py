@@ -45,6 +45,8 @@ __all__ = ["InterruptedStreamError", "Transport"]
 # The socket waits this much longer than the server was told to, so that the
 # server's own words about a time-out arrive before ours.
 _GRACE_SECONDS: Final = 0.25
+# By urllib3, the last one of a client's key that is no text.
+_RAISED: Final = (HTTPError, OSError, UnicodeDecodeError)
 # Without an answer, in one operation.
 _DROPPED_BY_CHANCE: Final = 1
 
@@ -180,7 +182,7 @@ class Transport:
                     redirect=False,
                     timeout=self._timeout(limit, total=limit + _GRACE_SECONDS),
                 )
-        except (HTTPError, OSError) as error:
+        except _RAISED as error:
             return self._trouble(endpoint, error, limit)
         self.failover.answered.add(endpoint)
         if sending is not None and clocks is not None and isinstance(response, Reply):
@@ -240,7 +242,7 @@ class Transport:
                             response.status, response.data, _token_in(own)
                         )
                         trouble = outcome if isinstance(outcome, Trouble) else None
-            except (HTTPError, OSError) as error:
+            except _RAISED as error:
                 trouble = trouble_of_exception(error)
             if trouble is not None or not isinstance(response, Stream):
                 trouble = self.failover.in_context(
@@ -289,7 +291,7 @@ class Transport:
                         redirect=False,
                         timeout=self._timeout(limit, total=limit),
                     )
-            except (HTTPError, OSError) as error:
+            except _RAISED as error:
                 return self._trouble(endpoint, error, limit)
             self.failover.answered.add(endpoint)
             return response.status, response.data
