@@ -7,6 +7,7 @@ Make the figures of README and docs: ours beside torch's own, in one run.
     python -m benchmarks --parts meetings --nodes 2 32 --json mine.json
     python -m benchmarks --show mine.json   # measure nothing, show the tables
     python -m benchmarks --pages            # measure nothing, write the pages anew
+    python -m benchmarks --add mine.json    # a part that is missing, from its own run
     python -m benchmarks --check            # do the pages show the figures?
 
 A run of all parts writes docs/figures.json, and from it the tables and plots of the
@@ -26,6 +27,7 @@ from .figures import Report
 from .names import BACKENDS, V3_BARE
 from .pages import FIGURES, blocks, outdated, write_pages
 from .plan import PARTS, QUICK, Plan
+from .promises import broken
 
 
 def main() -> int:
@@ -35,6 +37,13 @@ def main() -> int:
         return 0
     if options.pages:
         _write(Report.load(FIGURES))
+        return 0
+    if options.add is not None:
+        report = Report.load(FIGURES)
+        report.take(Report.load(options.add))
+        report.broken = list(broken(report))
+        report.save(FIGURES)
+        _write(report)
         return 0
     if options.check:
         old = list(outdated(Report.load(FIGURES)))
@@ -52,7 +61,6 @@ def _run(plan: Plan, options: argparse.Namespace) -> int:
     from .clients import NotStartedError
     from .machine import about
     from .parts import Parts
-    from .promises import broken
 
     started = time.monotonic()
     told = _teller(started)
@@ -123,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="where the figures go")
     add("--show", type=Path, metavar="FILE", help="show the tables of such a file")
     add("--pages", action="store_true", help="write the pages from their own file")
+    text = "add what FILE has measured and their own file lacks, and write them"
+    add("--add", type=Path, metavar="FILE", help=text)
     add("--check", action="store_true", help="say whether the pages show that file")
     add = parser.add_argument_group("other sizes than those of the form").add_argument
     known = {

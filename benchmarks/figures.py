@@ -113,12 +113,25 @@ class Report:
         parts: What was measured, to its end.
         broken: The promises that were not kept, in words.
         figures: The figures.
+        apart: What is said of the run of each part that had one of its own.
     """
 
     about: dict[str, str] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    apart: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def take(self, other: Report) -> None:
+        """
+        Take in the parts of another run that are missing in this one.
+        """
+        names = {one.name for one in self.figures}
+        self.figures += [one for one in other.figures if one.name not in names]
+        for part in other.parts:
+            if part not in self.parts:
+                self.parts.append(part)
+                self.apart[part] = other.about
 
     def find(self, name: str, backend: str | None = None) -> list[Figure]:
         """

@@ -164,6 +164,14 @@ def machine(report: Report) -> str:
         rows.append(("measured by", _FORMS[form]))
     if minutes:
         rows.append(("which took", f"{minutes} min"))
+    for part, own in report.apart.items():
+        of_its_own = {"form": _FORMS[own["form"]], "minutes": f"{own['minutes']} min"}
+        other = [
+            of_its_own.get(name, f"{name} {value}")
+            for name, value in own.items()
+            if value != report.about.get(name)
+        ]
+        rows.append((f"the {part}", ", ".join(["in a run of its own", *other])))
     return table(("", ""), rows)
 
 

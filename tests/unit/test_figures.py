@@ -65,6 +65,23 @@ def report():
     )
 
 
+def test_a_part_of_its_own_run(report):
+    """
+    What a run could not measure is taken from another, and the page says so.
+    """
+    own = {"processor": "other", "form": "full", "minutes": "9"}
+    one = figure(f"{STORE_AT_ONCE}barrier of 64", OURS_V3, 0.1)
+    again = figure(DEATH, LIVE, 1.0)
+    report.parts = ["node-death"]
+    report.take(Report(own, ["store", "node-death"], [], [one, again]))
+
+    assert report.parts == ["node-death", "store"]
+    assert report.find(one.name) == [one]
+    assert again not in report.figures
+    said = "in a run of its own, processor other, the long form, `tox -e bench`, 9 min"
+    assert f"| the store | {said} |" in tables.machine(report)
+
+
 # -- the pages -------------------------------------------------------------------------
 
 
