@@ -151,6 +151,10 @@ def read_state(state: bytes) -> State:
     return found  # type: ignore[no-any-return]
 
 
+# The opcode of a text of more than 255 bytes, whose length follows in four.
+_LONG_TEXT: Final = ord("X")
+
+
 @cache
 def _form() -> re.Pattern[bytes]:
     """
@@ -169,17 +173,23 @@ def _form() -> re.Pattern[bytes]:
         rb"[t\x85-\x87]\x94?[R\x81]",  # a tuple that is made into something
         rb"\x80[\x04\x05]|\x95.{8}",  # the protocol, and its frames
     )
-    and_those_without_arguments = rb"[\x94)}(u\x81bsN\x88\x89\x8f\x90\x93.]*"
+    those_without_arguments = rb"[\x94)}(u\x81bsN\x88\x89\x8f\x90\x93.]*"
     return re.compile(
-        rb"(?:(?:%b)%b){1,1000}" % (b"|".join(opcodes), and_those_without_arguments),
+        rb"%b(?:(?:%b)%b){0,1000}"
+        % (those_without_arguments, b"|".join(opcodes), those_without_arguments),
         re.DOTALL,
     )
 
 
 def _has_the_form(state: bytes) -> bool:
     form, end = _form(), 0
-    while found := form.match(state, end):
-        end = found.end()
+    while end < len(state):
+        start, found = end, form.match(state, end)
+        end = found.end() if found else start
+        if end == start:
+            if state[end] != _LONG_TEXT:
+                return False
+            end += 5 + int.from_bytes(state[end + 1 : end + 5], "little")
     return end == len(state)
 
 

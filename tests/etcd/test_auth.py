@@ -30,6 +30,7 @@ from etcd_rendezvous import (
     create_backend,
     create_handler,
 )
+from etcd_rendezvous._cli.doctor_versions import judge_version
 from etcd_rendezvous._credentials import (
     PASSWORD_FILE_VARIABLE,
     PASSWORD_VARIABLE,
@@ -380,7 +381,10 @@ def test_a_password_that_is_no_longer_right(own_guarded, run_id, as_user, caplog
         handler._node.withdraw(1.0)
     else:
         handler._stop_heartbeats()
-    assert f"etcd refuses; the running round of '{run_id}' goes on" in caplog.text
+    # Some releases let anybody renew a lease, so that nothing is refused.
+    unasked = "renew and end leases" in judge_version(server.version, v3=True).says
+    if name == "etcd-v3" or not unasked:
+        assert f"etcd refuses; the running round of '{run_id}' goes on" in caplog.text
     assert "etcd is away" not in caplog.text
 
 

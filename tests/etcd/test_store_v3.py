@@ -460,3 +460,28 @@ def test_keys_live_as_long_as_anybody(newest_v3, run_id):
         while keys():
             assert time.monotonic() < ended + ttl + 3
             time.sleep(0.1)
+
+
+def test_a_server_that_dies_of_reads(newest_v3, make_proxy, run_id, monkeypatch):
+    """
+    Releases that may end when a transaction that only reads is given up get none; what
+    they get instead writes nothing.
+    """
+    proxy = make_proxy(newest_v3.endpoint)
+    store = newest_v3.store(run_id, proxy)
+    store.multi_set(["a", "b"], ["1", "2"])
+    monkeypatch.setattr(EtcdClient, "version", lambda *_, timeout: "3.5.6")
+    before, revision = len(proxy.log), revision_of(newest_v3)
+
+    assert store.multi_get(["a", "b", "a"]) == [b"1", b"2", b"1"]
+    assert store.check(["a", "c"]) is False
+    store.wait(["a", "b"])
+    sent = [one.json for one in proxy.log[before:] if one.path == "/v3/kv/txn"]
+    assert len(sent) == 3
+    assert all("request_put" in one["failure"][0] for one in sent)
+    assert not any(one["compare"] for one in sent)
+    assert revision_of(newest_v3) == revision
+
+
+def revision_of(served):
+    return served.client().range("nobody")[1]

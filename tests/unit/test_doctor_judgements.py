@@ -60,6 +60,7 @@ from etcd_rendezvous._errors import (
     EtcdProtocolError,
     EtcdReplyError,
 )
+from etcd_rendezvous._v3.releases import dies_of_reads
 from support import doctor
 from support.pages import block
 
@@ -589,6 +590,19 @@ def test_data_loss_is_named():
 
     assert [True, True, False] == ["lose or corrupt" in one for one in said]
     assert all(fault.first < fault.fixed for fault in doctor_versions.FAULTS)
+
+
+def test_releases_that_die_of_reads():
+    """
+    Below the two that mended it, transactions that only read are not to be sent.
+    """
+    dying = ["3.4.0", "3.4.22", "3.5.0", "3.5.1", "3.5.6", "3.5.0-rc.1"]
+    others = ["3.4.23", "3.5.7", "3.5.35", "3.6.0", "3.7.3", "unknown", ""]
+
+    assert all(map(dies_of_reads, dying))
+    assert not any(map(dies_of_reads, others))
+    said = judge_version("3.5.6", v3=True).says
+    assert "it may end when a read is given up" in said
 
 
 # -- numbers -----------------------------------------------------------------------

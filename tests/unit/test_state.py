@@ -68,7 +68,14 @@ def test_a_state(pickler, protocol, nodes):
     """
     All that torch puts into one is read, however many nodes there are.
     """
-    names = ["n" * 255, "\N{GRINNING FACE}", "", *(f"node-{n}" for n in range(nodes))]
+    names = [
+        "n" * 255,
+        "m" * 70_000,
+        "",
+        "\N{GRINNING FACE}",
+        "o" * 256,
+        *(f"node-{n}" for n in range(nodes)),
+    ]
     made = RendezvousState()
     made.round, made.complete, made.closed = 2**40, True, False
     made.deadline = NOW.astimezone(timezone(timedelta(hours=-3), "west"))

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from etcd_rendezvous._cli.doctor_findings import Finding, fail, good, unknown, warn
+from etcd_rendezvous._v3.releases import DIE_OF_READS, Release
 
 __all__ = ["FAULTS", "Fault", "judge_version"]
-
-Release = tuple[int, int, int]
 
 _CHECK: Final = "version"
 _OLDEST: Final = (3, 4)
@@ -44,11 +43,14 @@ _UNASKED: Final = (
     "list members without a password, and reads may be older than they should"
 )
 
+_DIES: Final = "it may end when a read is given up, as happens under load"
+
 FAULTS: Final = (
     Fault((3, 5, 0), (3, 5, 3), _CRASHES),
     Fault((3, 4, 0), (3, 4, 42), _UNASKED),
     Fault((3, 5, 0), (3, 5, 28), _UNASKED),
     Fault((3, 6, 0), (3, 6, 9), _UNASKED),
+    *(Fault(first, fixed, _DIES) for first, fixed in DIE_OF_READS),
 )
 
 

@@ -25,6 +25,7 @@ from .._kv import sum_of
 from . import retry, values, wire
 from .client import EtcdClient, LeaseNotFoundError
 from .lease import SharedLease
+from .releases import dies_of_reads
 from .slots import Slot, Slots
 
 __all__ = ["V3StoreKeys", "store_range"]
@@ -37,6 +38,7 @@ _LONGEST_IDLE_SECONDS: Final = 15.0
 _LEASE_TRIES: Final = 3
 _LARGEST_COUNTER: Final = 2**62
 _LONGEST_OPENING_SECONDS: Final = 5.0
+_VERSION_SECONDS: Final = 2.0
 # However short the time, what is there is read.
 _LEAST_LOOK_SECONDS: Final = 1.0
 # Up to 0.2 s, when a stream broke.
@@ -88,6 +90,7 @@ class V3StoreKeys:
         self._slots = Slots(_beside(self._directory, b"slots/"))
         self._queues = _beside(self._directory, b"queues/")
         self._lease = SharedLease(self._client, ttl, self._directory)
+        self._bears_reads: bool | None = None
 
     def hand_lease_over(self) -> SharedLease:
         """
@@ -117,15 +120,19 @@ class V3StoreKeys:
 
     def _read(self, keys: list[bytes], deadline: float) -> list[bytes | None]:
         """
-        Read keys in one transaction, or in two where etcd can't do it in one.
+        Read keys in one transaction, or in more where etcd can't do it in one.
         """
         if len(keys) == 1:
             entry = self._entry(keys[0], deadline)
             return [values.decode(entry) if entry else None]
+        # Nothing is compared, so that this is never done. But with it etcd takes the
+        # transaction for one that writes, which it does not give up.
+        never = wire.op_put(wire.put_message(keys[0], b""))
         try:
             reply = self._client.txn(
                 [],
                 [wire.op_range(wire.range_message(key)) for key in keys],
+                [] if self._bears_given_up_reads(deadline) else [never],
                 what=f"read {len(keys)} keys in {self._shown}",
                 timeout=self._left(deadline),
                 writes=False,
@@ -141,6 +148,19 @@ class V3StoreKeys:
             values.decode(one.entries[0]) if one.entries else None
             for one in reply.ranges
         ]
+
+    def _bears_given_up_reads(self, deadline: float) -> bool:
+        """
+        Say whether the server goes on when a transaction that only reads is given up.
+        """
+        if self._bears_reads is None:
+            limit = min(self._left(deadline), _VERSION_SECONDS)
+            try:
+                version = self._client.version(timeout=limit)
+            except EtcdError:
+                return True  # A proxy may hide it; it is asked for again.
+            self._bears_reads = not dies_of_reads(version)
+        return self._bears_reads
 
     def names(self, timeout: float) -> list[bytes]:
         """

@@ -168,15 +168,17 @@ class TurnQueue:
         """
         Ask for the place behind the newest ticket before one's own.
         """
-        reply = self._client.txn(
-            [],
-            [wire.op_range(self._newest(1, self._since - 1))],
-            what="find one's place in the queue of swaps",
+        found, revision = self._client.range(
+            self._prefix,
+            self._end,
             timeout=STALL_SECONDS,
-            writes=False,
+            keys_only=True,
+            newest_first=True,
+            limit=1,
+            max_create_revision=self._since - 1,
         )
-        for entry in reply.ranges[0].entries:
-            return Queued(entry.key, reply.revision)
+        for entry in found.entries:
+            return Queued(entry.key, revision)
         return None
 
     def _newest(self, limit: int, created_until: int = 0) -> wire.Json:
