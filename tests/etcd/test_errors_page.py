@@ -936,6 +936,9 @@ def trouble(make_server, tmp_path, caplog, monkeypatch, run_id):
         )
 
 
+OF_THE_QUOTA = {"etcd's quota is nearly used up", "Heartbeats fill etcd's history"}
+
+
 def test_every_row_is_tried():
     """
     There is a way into each trouble of the page.
@@ -949,6 +952,12 @@ def test_a_row(trouble, wrong):
     """
     Who gets into the trouble is told what the page says, in one line.
     """
-    said = getattr(trouble, TROUBLES[wrong])()
+    way = getattr(trouble, TROUBLES[wrong])
+    if wrong in OF_THE_QUOTA and etcds.binaries()[-1].order < (3, 6):
+        # It does not tell its quota, so that nothing can be said.
+        with pytest.raises(AssertionError, match="in vain for a line"):
+            way()
+        return
+    said = way()
 
     assert re.fullmatch(pattern_of(rows()[wrong]), said), said
