@@ -739,7 +739,8 @@ def test_refused_until_the_time_is_up(newest_v2):
             lambda: keys.wait([b"a"], 0.5),
             lambda: keys.push(b"q", b"1", 0.5),
             lambda: keys.pop(b"q", 0.5, 0),
-            lambda: keys.pop(b"q", 0.1, 0.5),
+            lambda: keys.pop(b"q", 0.5, 0.1),
+            lambda: keys.pop(b"q", 0.5, 9.0),
             lambda: keys.length(b"q", 0.5),
         ):
             start = time.monotonic()
