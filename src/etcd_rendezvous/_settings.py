@@ -516,14 +516,13 @@ def whole_number(
         EtcdSettingError: It is none, or smaller, or more seconds than anybody waits.
     """
     number = _integer(values, name, default)
+    unit = " s" if name not in _COUNTS else ""
     if number < least:
-        unit = " s" if name not in _COUNTS else ""
         raise EtcdSettingError(
             f"The setting '{name}' must be {least}{unit} or more, not {number}{unit}."
         )
     most = _MOST_ATTEMPTS if name in _COUNTS else MOST_SECONDS
     if name != "request_limit" and number > most:
-        unit = " s" if name not in _COUNTS else ""
         raise EtcdSettingError(
             f"The setting '{name}' must be {most}{unit} or less, not {number}{unit}."
         )

@@ -887,19 +887,27 @@ def test_a_handshake_that_fails_with_whom_we_know(connect, authority, ca_cert):
         client.patiently().get("k")
 
 
+def said_of_a_certificate(connect, issued, ca_cert):
+    """
+    Be refused by what a server shows; return what is said.
+    """
+    with ScriptedServer(ssl_context=server_side(issued)) as server:
+        with pytest.raises(EtcdProtocolError) as caught:
+            connect(server.url, ca_cert=ca_cert, known=False).get("k")
+
+        return tls_said(caught.value, server)
+
+
 def test_another_name(connect, authority, ca_cert):
     """
     A certificate for another name is refused at once, with what it is about.
     """
-    context = server_side(authority.issue_cert("etcd.example"))
-    with ScriptedServer(ssl_context=context) as server:
-        with pytest.raises(EtcdProtocolError) as caught:
-            connect(server.url, ca_cert=ca_cert, known=False).get("k")
+    issued = authority.issue_cert("etcd.example")
 
-        assert tls_said(caught.value, server).startswith(
-            "its certificate is for another name; name the endpoint as its certificate "
-            "does ("
-        )
+    assert said_of_a_certificate(connect, issued, ca_cert).startswith(
+        "its certificate is for another name; name the endpoint as its certificate "
+        "does ("
+    )
 
 
 def test_a_certificate_that_is_out_of_date(connect, authority, ca_cert):
@@ -907,15 +915,12 @@ def test_a_certificate_that_is_out_of_date(connect, authority, ca_cert):
     That it has expired is what is said, not that its authority is not known.
     """
     until = datetime.now(timezone.utc) - timedelta(hours=1)
-    context = server_side(authority.issue_cert("127.0.0.1", not_after=until))
-    with ScriptedServer(ssl_context=context) as server:
-        with pytest.raises(EtcdProtocolError) as caught:
-            connect(server.url, ca_cert=ca_cert, known=False).get("k")
+    issued = authority.issue_cert("127.0.0.1", not_after=until)
 
-        assert tls_said(caught.value, server).startswith(
-            "its certificate is out of date; issue a new one, or set this machine's "
-            "clock right ("
-        )
+    assert said_of_a_certificate(connect, issued, ca_cert).startswith(
+        "its certificate is out of date; issue a new one, or set this machine's "
+        "clock right ("
+    )
 
 
 @pytest.mark.parametrize("content", [b"nothing of the kind\n", b"\x30\x82\x05\x9c"])

@@ -37,6 +37,7 @@ __all__ = [
     "name_in",
     "run_of",
     "too_long",
+    "without_empty_parts",
 ]
 
 # torch's
@@ -440,6 +441,13 @@ def _endpoint(uri: str) -> Endpoint:
 
 
 # -- names in paths -----------------------------------------------------------------
+
+
+def without_empty_parts(path: str) -> str:
+    """
+    Return a path with one slash for several; etcd sends away who writes several.
+    """
+    return re.sub("/+", "/", path)
 
 
 def too_long(path: str) -> str | None:

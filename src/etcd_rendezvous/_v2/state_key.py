@@ -17,7 +17,14 @@ from .._clocks import ClockWatch
 from .._errors import EtcdSettingError
 from .._kv import Look, Queued, Swap
 from .._settings import check_text
-from .requests import STORE_PATH, Requests, name_in, run_of, too_long
+from .requests import (
+    STORE_PATH,
+    Requests,
+    name_in,
+    run_of,
+    too_long,
+    without_empty_parts,
+)
 from .swap import swap
 
 __all__ = ["V2StateKey"]
@@ -76,8 +83,7 @@ class V2StateKey:
         Raises:
             EtcdSettingError: The path would stand for another key, or for none.
         """
-        # etcd sends away who writes several slashes, to where there is one.
-        prefix = re.sub("/+", "/", key_prefix or "").rstrip("/")
+        prefix = without_empty_parts(key_prefix or "").rstrip("/")
         key = f"{prefix}/{run_id}" if prefix else run_id
         parts = key.removeprefix("/").split("/")
         if _NOT_IN_A_PATH.search(key) or not {"", ".", ".."}.isdisjoint(parts):

@@ -11,7 +11,6 @@ mark, and goes away by itself soon: so it shows who took it, and that it was the
 from __future__ import annotations
 
 import binascii
-import re
 import time
 import uuid
 from base64 import b64decode, b64encode
@@ -27,7 +26,7 @@ from .._errors import (
     EtcdProtocolError,
 )
 from .._kv import sum_of
-from .requests import Requests, encode_name, name_in, too_long
+from .requests import Requests, encode_name, name_in, too_long, without_empty_parts
 from .swap import delete, swap
 
 __all__ = ["V2StoreKeys"]
@@ -61,8 +60,7 @@ class V2StoreKeys:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._requests = Requests(client, patient=True, clock=clock)
-        # etcd sends away who writes several slashes, to where there is one.
-        self._directory = re.sub("/+", "/", directory)
+        self._directory = without_empty_parts(directory)
         self._ttl = ttl
 
     @property
