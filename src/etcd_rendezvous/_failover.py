@@ -105,7 +105,7 @@ class Failover:
         self.moves = 0
         self._clock = clock
         self._sleep = sleep
-        # Who was left for another that has not answered yet, and why.
+        # Who was left first while no other has answered yet, and why.
         self._left: tuple[Endpoint, str] | None = None
         self._beat = SlowBeat(clock)
         self._current = retry.RANDOM.randrange(len(self.endpoints))
@@ -128,7 +128,7 @@ class Failover:
         if self.endpoints[self._current] == endpoint:
             self._current = (self._current + 1) % len(self.endpoints)
             if reason is not None:
-                self._left = endpoint, reason
+                self._left = self._left or (endpoint, reason)
 
     def _stay_with(self, index: int, failed: tuple[Endpoint, str] | None) -> None:
         """
@@ -141,8 +141,7 @@ class Failover:
         index %= len(self.endpoints)
         endpoint = self.endpoints[index]
         # Else another operation has moved before, and said so.
-        if self._current == index:
-            failed = self._left
+        failed = self._left or (failed if self._current != index else None)
         self._current = index
         self._left = None
         self.last_good = endpoint
@@ -226,7 +225,7 @@ class Failover:
                     self._stay_with(index, failed)
                 else:
                     self._current = (index + 1) % len(self.endpoints)
-                    self._left = failed or (endpoint, result.reason)
+                    self._left = self._left or failed or (endpoint, result.reason)
                 if result.failure is not retry.Failure.FINAL:
                     result = replace(result, reason=_of_each(reasons))
                 raise self.error(

@@ -464,6 +464,27 @@ def test_a_failover_in_two_operations(said):
     assert 2 == len(said()) == world.failover.moves
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_who_failed_first_is_named(said, ends):
+    """
+    Where others fail before one answers, as all do when the leader is lost, the line
+    names the first: it is the one to look after.
+    """
+    world = World(A, B, C)
+    world.failover.move_on(A, "a watch broke")
+    if ends:
+        with pytest.raises(EtcdProtocolError):
+            world.run(Trouble(FINAL, "it said so", not_etcd=True))
+        world.run("yes")
+    else:
+        world.run(REJECTED, "yes")
+
+    assert [
+        f"Operations go to etcd at {C} now, since {A} failed (a watch broke)."
+    ] == said()
+    assert 1 == world.failover.moves
+
+
 def test_failovers_of_operations_at_the_same_time(said):
     """
     Where another operation has moved there before, that is one failover.
