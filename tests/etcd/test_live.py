@@ -113,6 +113,22 @@ def test_nodes_meet_and_agree(nodes):
     assert infos[3].store.get("key") == b"value"
 
 
+def test_no_transaction_only_reads(nodes, make_proxy):
+    """
+    Old releases of etcd end when such a one is given up, as happens under load.
+    """
+    proxy = make_proxy(nodes.endpoint)
+    nodes.meet(*nodes.several(2, endpoint=proxy.endpoint))
+
+    sent = [one.json for one in proxy.log if one.path == "/v3/kv/txn"]
+    kinds = [
+        {kind for op in [*one["success"], *one["failure"]] for kind in op}
+        for one in sent
+    ]
+    assert any(len(one["success"]) == 4 for one in sent)  # What the closer reads.
+    assert {"request_range"} not in kinds
+
+
 def test_many_runs_one_after_the_other(new_nodes, run_id):
     """
     Whatever comes first, replies or what the watch tells, a round completes at once.

@@ -478,7 +478,7 @@ def test_a_server_that_dies_of_reads(newest_v3, make_proxy, run_id, monkeypatch)
     store.wait(["a", "b"])
     sent = [one.json for one in proxy.log[before:] if one.path == "/v3/kv/txn"]
     assert len(sent) == 3
-    assert all("request_put" in one["failure"][0] for one in sent)
+    assert all("request_delete_range" in one["failure"][0] for one in sent)
     assert not any(one["compare"] for one in sent)
     assert revision_of(newest_v3) == revision
 

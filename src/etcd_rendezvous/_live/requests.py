@@ -199,7 +199,8 @@ def load(keys: Keys) -> Request:
             wire.op_range(wire.range_message(keys.names)),
             wire.op_range(wire.range_message(keys.resumed, keys_only=True)),
         ],
-        [],
+        # It is rare enough to cost every etcd what old ones need.
+        [wire.op_never_done(keys.names)],
     )
 
 

@@ -125,14 +125,12 @@ class V3StoreKeys:
         if len(keys) == 1:
             entry = self._entry(keys[0], deadline)
             return [values.decode(entry) if entry else None]
-        # Nothing is compared, so that this is never done. But with it etcd takes the
-        # transaction for one that writes, which it does not give up.
-        never = wire.op_put(wire.put_message(keys[0], b""))
+        borne = self._bears_given_up_reads(deadline)
         try:
             reply = self._client.txn(
                 [],
                 [wire.op_range(wire.range_message(key)) for key in keys],
-                [] if self._bears_given_up_reads(deadline) else [never],
+                [] if borne else [wire.op_never_done(keys[0])],
                 what=f"read {len(keys)} keys in {self._shown}",
                 timeout=self._left(deadline),
                 writes=False,

@@ -28,6 +28,7 @@ __all__ = [
     "decode_watch",
     "encode",
     "op_delete",
+    "op_never_done",
     "op_put",
     "op_range",
     "op_txn",
@@ -276,6 +277,20 @@ def op_delete(message: Json) -> Json:
     Return a delete as an operation of a transaction.
     """
     return {"request_delete_range": message}
+
+
+def op_never_done(key: bytes) -> Json:
+    """
+    Return what makes a transaction that only reads one that writes, for etcd.
+
+    It stands in the branch for comparisons that failed, of a transaction that compares
+    nothing. Such a one is not given up (see ``releases``). No quota refuses it, since a
+    delete needs no room.
+
+    Args:
+        key: A key that the user may write.
+    """
+    return op_delete(delete_message(key))
 
 
 def op_txn(message: Json) -> Json:
