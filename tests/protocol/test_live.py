@@ -26,9 +26,9 @@ from support.livesim import KEYS, RUN_LEASE, TTL, Process, Run, Tenure, Violatio
 MOST_RUNS = 20_000
 
 
-def search(runs, seconds, **settings):
+def search(runs, seconds, wanted="", **settings):
     """
-    Play runs until one finds what must not be, or the time is up.
+    Play runs until one finds what must not be, in certain words, or the time is up.
 
     Returns:
         How many, and what was found; "" if nothing.
@@ -39,7 +39,8 @@ def search(runs, seconds, **settings):
         try:
             Run(seed + number, **settings).play()
         except Violation as error:
-            return number, f"{error} (seed {seed + number})"
+            if re.search(wanted, str(error)):
+                return number, f"{error} (seed {seed + number})"
         if time.process_time() > end:
             break
     return number, ""
@@ -655,10 +656,11 @@ def who_is_told_does_not_join_again(patch):
 def test_a_seeded_fault_is_found(name, monkeypatch):
     """
     What the protocol guards against happens, and is seen, if the guard is taken away.
+
+    It may show in other ways, too; only a run that shows this one counts.
     """
     change, expected, settings = FAULTS[name]
     process = change(monkeypatch) or Process
-    runs, found = search(MOST_RUNS, 30, process=process, **settings)
+    runs, found = search(MOST_RUNS, 30, expected, process=process, **settings)
 
-    assert found, f"not in {runs} runs"
-    assert re.search(expected, found)
+    assert found, f"'{expected}' not in {runs} runs"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
+import select
 import socket
 import ssl
 import subprocess
@@ -1161,6 +1162,30 @@ def test_a_look_keeps_to_the_time_limit(connect):
             connect(server.endpoint, known=False, read_timeout=0.3).get("k")
 
         assert time.monotonic() - started < 1.8
+
+
+def test_a_look_that_is_reset(connect, monkeypatch):
+    """
+    A look that is reset before it has said anything leaves no socket open.
+    """
+    looks = []
+
+    def reset_already(*given, **named):
+        connection = create_connection(*given, **named)
+        events = select.poll()
+        events.register(connection, select.POLLHUP)
+        assert events.poll(LONG_TIMEOUT * 1000)
+        looks.append(connection)
+        return connection
+
+    create_connection = socket.create_connection
+    monkeypatch.setattr(socket, "create_connection", reset_already)
+    with ScriptedServer(on_connect=reset()) as server:
+        with pytest.raises(EtcdConnectionError, match="Connection reset"):
+            connect(server.endpoint, known=False, read_timeout=0.5).get("k")
+        gc.collect()
+
+    assert looks
 
 
 @pytest.mark.parametrize("protocol", ["http", "HTTP"])
