@@ -6,7 +6,7 @@ The loop that obeys the retry table: attempts, endpoints and one deadline.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
@@ -130,26 +130,42 @@ class Failover:
             if reason is not None:
                 self._left = self._left or (endpoint, reason)
 
-    def _stay_with(self, index: int, failed: tuple[Endpoint, str] | None) -> None:
+    def _stay_with(self, index: int, reasons: Mapping[Endpoint, str]) -> None:
         """
         Ask an endpoint that has answered first from now on.
 
         Args:
             index: Which it is.
-            failed: Who was asked before it in this operation, and what was wrong.
+            reasons: What was wrong with those that were asked in this operation.
         """
         index %= len(self.endpoints)
         endpoint = self.endpoints[index]
-        # Else another operation has moved before, and said so.
-        failed = self._left or (failed if self._current != index else None)
-        self._current = index
-        self._left = None
+        here = self.current
         self.last_good = endpoint
-        if failed is not None and failed[0] != endpoint:
+        if here != endpoint and here not in reasons:
+            return  # Another operation has moved to one that this has not asked.
+        left, self._left = self._left, None
+        if here != endpoint:
+            left = left or (here, reasons[here])
+        self._current = index
+        if left is not None and left[0] != endpoint:
             self.moves += 1
             self._beat.warn(
-                f"{FAILED_OVER} {endpoint} now, since {failed[0]} failed ({failed[1]})."
+                f"{FAILED_OVER} {endpoint} now, since {left[0]} failed ({left[1]})."
             )
+
+    def _give_up(self, index: int, reasons: Mapping[Endpoint, str]) -> None:
+        """
+        Ask the endpoint after one first, when an operation has ended without an answer.
+
+        Args:
+            index: Which was asked last.
+            reasons: What was wrong with those that were asked in this operation.
+        """
+        here = self.current
+        if here in reasons:  # Else another operation has moved, as above.
+            self._current = (index + 1) % len(self.endpoints)
+            self._left = self._left or (here, reasons[here])
 
     def run(
         self,
@@ -185,7 +201,6 @@ class Failover:
         tries = slow = 0
         maybe_earlier = False
         unreachable: set[Endpoint] = set()
-        failed: tuple[Endpoint, str] | None = None
         reasons: dict[Endpoint, str] = {}
         index = self._current
         while True:
@@ -199,7 +214,7 @@ class Failover:
             if isinstance(result, Trouble):
                 result = self.in_context(result)
             if not isinstance(result, Trouble):
-                self._stay_with(index, failed)
+                self._stay_with(index, reasons)
                 self.answered.add(endpoint)
                 return Answer(result, endpoint, maybe_earlier)
             reasons[endpoint] = result.reason
@@ -222,16 +237,14 @@ class Failover:
             if step is retry.Step.RAISE:
                 if result.failure is retry.Failure.FINAL and not result.not_etcd:
                     # A refusal of etcd's is an answer, too.
-                    self._stay_with(index, failed)
+                    self._stay_with(index, reasons)
                 else:
-                    self._current = (index + 1) % len(self.endpoints)
-                    self._left = self._left or failed or (endpoint, result.reason)
+                    self._give_up(index, reasons)
                 if result.failure is not retry.Failure.FINAL:
                     result = replace(result, reason=_of_each(reasons))
                 raise self.error(
                     result, endpoint, what, tries, started, maybe_earlier
                 ) from result.cause
-            failed = failed or (endpoint, result.reason)
             del result  # and the frames that its exception knows
             index += 1
             rounds, rest = divmod(tries, len(self.endpoints))

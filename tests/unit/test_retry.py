@@ -6,6 +6,7 @@ The retry table of etcd's failures, and the loop that obeys it. No server, no cl
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import socket
@@ -495,12 +496,39 @@ def test_failovers_of_operations_at_the_same_time(said):
         if endpoint == A:
             return Trouble(NOT_SENT, "it said so")
         # What another thread's does meanwhile.
-        world.failover._stay_with(1, (A, "it said so"))
+        world.failover._stay_with(1, {A: "it said so"})
         return "yes"
 
     world.failover.run(attempt, what="do it", timeout=60.0, writes=False)
 
     assert 1 == len(said()) == world.failover.moves
+
+
+@pytest.mark.parametrize("last", [Trouble(FINAL, "hm", not_etcd=True), "yes"])
+def test_an_operation_that_ends_after_another_has_moved(said, last):
+    """
+    Whatever becomes of it, operations stay where the other one has gone; and who is
+    left for that next is named.
+    """
+    world = World(A, B)
+
+    def attempt(endpoint, limit):
+        # What another thread's does meanwhile.
+        world.failover._stay_with(1, {A: "it said so"})
+        return last
+
+    with contextlib.suppress(EtcdProtocolError):
+        world.failover.run(attempt, what="do it", timeout=60.0, writes=False)
+    assert B == world.failover.current
+    assert 1 == len(said()) == world.failover.moves
+
+    world.now += 10
+    world.run(REJECTED, "yes")
+    assert (
+        f"Operations go to etcd at {A} now, since {B} failed (it said so)."
+        == said()[-1]
+    )
+    assert 2 == world.failover.moves
 
 
 def test_endpoints_that_come_and_go(said):

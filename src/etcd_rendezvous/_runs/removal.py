@@ -73,6 +73,7 @@ class RemovalV3:
         reply = self._client.txn(
             [],
             [wire.op_range(message) for message in messages],
+            [wire.op_never_done(self._state)],
             what=f"read the run '{self._run.run_id}'",
             writes=False,
         )

@@ -14,6 +14,7 @@ Release = tuple[int, int, int]
 
 #: The first releases that end when nobody waits any longer for the answer to a
 #: transaction that only reads (etcd#14110, #14891), and the first that no longer do.
+#: `status` alone sends them such ones: who asks it may have no right to write.
 DIE_OF_READS: Final[tuple[tuple[Release, Release], ...]] = (
     ((3, 4, 0), (3, 4, 23)),
     ((3, 5, 0), (3, 5, 7)),

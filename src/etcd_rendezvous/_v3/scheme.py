@@ -55,6 +55,7 @@ def alert_of(endpoint: Endpoint, tls: TlsFiles, timeout: float) -> ssl.SSLError 
         timeout: The most seconds to take, besides two in all and name resolution.
     """
     context = _any_server()
+    # Not by hand as below, since the alert may come after the handshake.
     try:
         if tls.cert:
             context.load_cert_chain(tls.cert, tls.key)
