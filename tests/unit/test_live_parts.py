@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from etcd_rendezvous import EtcdSettingError
 from etcd_rendezvous._live import records
 from etcd_rendezvous._live.mirror import Mirror
+from etcd_rendezvous._live.node import TimeUpError, _Wait
 from etcd_rendezvous._live.place import Place
 from etcd_rendezvous._live.records import Keys, Node, Progress, Round
 from etcd_rendezvous._live.rounds import (
@@ -38,6 +40,7 @@ from etcd_rendezvous._live.settings import LiveSettings, parse_live_settings
 from etcd_rendezvous._live.speech import describe_wait
 from etcd_rendezvous._live.view import View, view_of
 from etcd_rendezvous._v3.wire import Entry, Event
+from support.clock import Clock
 
 KEYS = Keys(b"/run")
 RULES = Rules(min_nodes=2, max_nodes=3, last_call=30, rejoin_last_call=5)
@@ -451,6 +454,39 @@ def test_what_is_said_to_who_waits(view, said):
     How far the next round is, in words.
     """
     assert describe_wait(view, RULES, "me", 4.0) == said
+
+
+# -- waiting ------------------------------------------------------------------------
+
+
+def test_a_spare_has_all_its_time_once_there_is_room():
+    """
+    However long ago it last looked, and however late it is woken.
+    """
+    clock = Clock()
+    node = SimpleNamespace(
+        clock=clock,
+        node=a_node("spare"),
+        rules=RULES,
+        view=View(),
+        _away_error=None,
+        _progress_at=0,
+    )
+    wait = _Wait(node, clock(), 10)
+    full, broken = (
+        View(round=a_round("a", "b", "c", broken=broken)) for broken in (False, True)
+    )
+
+    wait.look_at(full)
+    clock.now = 9.0
+    wait.look_at(full)
+    clock.now = 20.0
+    wait.look_at(broken)
+    clock.now = 29.0
+    wait.look_at(broken)
+    clock.now = 30.0
+    with pytest.raises(TimeUpError):
+        wait.look_at(broken)
 
 
 # -- settings -----------------------------------------------------------------------

@@ -1082,6 +1082,8 @@ class _Wait:
         self._seconds = seconds
         self._deadline = started + seconds
         self._is_spare = False
+        # Whether it was a spare, with no room for it, at the last look.
+        self._had_no_room = False
         self._speak_from = started + _PATIENCE_SECONDS
         self._said = ""
         self._said_at = float("-inf")
@@ -1132,9 +1134,11 @@ class _Wait:
             raise ClosedError(spare=self._is_spare)
         if view.corrupt:
             raise CorruptError(view.corrupt)
-        if self._is_spare and not (last and last.waiting):
+        has_no_room = self._is_spare and not (last and last.waiting)
+        if has_no_room or self._had_no_room:
             # It has as long as anybody else once there is room.
             self._deadline = self._node.clock() + self._seconds
+        self._had_no_room = has_no_room
         if self._node.clock() >= self._deadline:
             raise TimeUpError(self._state(), self._node._away_error)  # noqa: SLF001
 
