@@ -48,6 +48,8 @@ POLL_SECONDS = 3.0
 POLL_AGAIN_SECONDS = 1.0
 LEAST_BOOTSTRAP_SECONDS = 20.0
 _RETRY_SECONDS = 0.5
+# What an operation may take at the end of the time to join: to withdraw, too.
+_LEAST_CALL_SECONDS = 1.0
 
 
 def _raise_if_hopeless(error: Exception) -> None:
@@ -458,7 +460,8 @@ class StateHolder(_BackendRendezvousStateHolder):
         if self._join_until is None:
             yield
         else:
-            with self._etcd.time_limit(max(self._join_until - self._clock(), 0.1)):
+            left = self._join_until - self._clock()
+            with self._etcd.time_limit(max(left, _LEAST_CALL_SECONDS)):
                 yield
 
     def _sanitize(self) -> None:

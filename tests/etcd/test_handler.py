@@ -24,6 +24,7 @@ from torch.distributed.elastic.rendezvous import (  # noqa: E402
     RendezvousClosedError,
     RendezvousConnectionError,
     RendezvousParameters,
+    RendezvousTimeoutError,
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (  # noqa: E402
     _NodeDesc,
@@ -35,6 +36,7 @@ from etcd_rendezvous import create_backend, create_handler  # noqa: E402
 from etcd_rendezvous._handler import settings_of_torch  # noqa: E402
 from etcd_rendezvous._settings import HANDLER_SETTINGS  # noqa: E402
 from support.runs import torchs_state  # noqa: E402
+from support.torchrun import wait_until  # noqa: E402
 
 
 def parameters(endpoint, run_id, *, least=1, most=2, addr=None, **config):
@@ -52,10 +54,12 @@ def handler(own_server, run_id):
     handler._stop_heartbeats()
 
 
-def test_poll_survives_a_stopped_etcd(own_server, handler, caplog):
+def test_poll_survives_a_stopped_etcd(own_server, handler, caplog, monkeypatch):
     """
     While etcd hangs a poll keeps the last answer, takes at most 5 s, and says so once.
     """
+    # However long it takes here.
+    monkeypatch.setattr("etcd_rendezvous._log.BEAT_SECONDS", 600)
     own_server.pause()
     took = []
     try:
@@ -130,7 +134,7 @@ def test_nobody_is_evicted_right_after_an_outage(own_server, run_id):
     assert other in handler._holder.state.participants
 
     # Torch's own 15 s where it can't be told another time.
-    most = 8 if "keep_alive_interval" in settings_of_torch() else 25
+    most = 12 if "keep_alive_interval" in settings_of_torch() else 25
     deadline = time.monotonic() + most
     while other in handler._holder.state.participants:
         assert time.monotonic() < deadline, "a dead node is never evicted"
@@ -179,7 +183,26 @@ def test_joining_fails_at_its_time_out(own_server, run_id):
     with pytest.raises(RendezvousConnectionError):
         handler.next_rendezvous()
 
-    assert 3 <= time.monotonic() - started < 6
+    assert 3 <= time.monotonic() - started < 20
+
+
+def test_a_slow_etcd_is_not_away_at_the_time_out(newest_v3, make_proxy, run_id):
+    """
+    When the time to join is up, a node withdraws from an etcd that is slow, and says
+    that the others have not come.
+    """
+    proxy = make_proxy(newest_v3.endpoint)
+    handler = create_handler(
+        parameters(proxy.endpoint, run_id, least=2, join_timeout=3)
+    )
+    with (
+        proxy.delay(0.6, "/v3/kv"),
+        pytest.raises(RendezvousTimeoutError, match="1 joined"),
+    ):
+        handler.next_rendezvous()
+
+    state, _ = newest_v3.backend(run_id).get_state()
+    assert not pickle.loads(state).participants
 
 
 def test_dead_rank_0_before_bootstrap(own_server, run_id, monkeypatch):
@@ -356,8 +379,9 @@ def test_a_run_id_that_another_begins_with_on_v2(newest_v2, run_id):
     assert "it is a folder" in str(caught.value.__cause__)
 
     longer.shutdown()
-    time.sleep(3.5)
-    assert newest_v2.client().read(f"/torch/elastic/rendezvous/{run_id}").dir
+    path = f"/torch/elastic/rendezvous/{run_id}"
+    wait_until("its end", lambda: newest_v2.read(f"{path}/job") is None)
+    assert newest_v2.client().read(path).dir
     assert create(run_id).next_rendezvous().world_size == 1
 
 
@@ -365,15 +389,16 @@ def test_closed_run_says_when_it_is_free(own_server, run_id):
     """
     Joining a closed run names the seconds until its id is free, and then it is.
     """
-    params = parameters(own_server.get_endpoint(), run_id, most=1, closed_ttl=2)
+    params = parameters(own_server.get_endpoint(), run_id, most=1, closed_ttl=6)
     first = create_handler(params)
     first.next_rendezvous()
     assert first.shutdown()
 
-    with pytest.raises(RendezvousClosedError, match=r"free again in [0-2] s if"):
+    with pytest.raises(RendezvousClosedError, match=r"free again in [0-6] s if"):
         create_handler(params).next_rendezvous()
 
-    time.sleep(3.5)
+    backend, _ = create_backend(params)
+    wait_until("its end", lambda: backend.get_state() is None)
     again = create_handler(params)
     assert again.next_rendezvous().world_size == 1
     again._stop_heartbeats()
