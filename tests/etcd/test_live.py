@@ -29,10 +29,12 @@ from torch.distributed.elastic.rendezvous import (  # noqa: E402
 )
 
 from etcd_rendezvous import EtcdClient  # noqa: E402
-from support.live import Nodes, agreed, wait_for_waiting  # noqa: E402
+from support.live import SOON, Nodes, agreed, wait_for_waiting  # noqa: E402
 from support.torchrun import wait_until  # noqa: E402
 
 TTL = 3
+# Less than after what time all is looked at again in any case.
+AT_ONCE = 8
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_many_runs_one_after_the_other(new_nodes, run_id):
             nodes.meet(*handlers)
             slowest = max(slowest, time.monotonic() - started)
 
-    assert slowest < 5
+    assert slowest < AT_ONCE
 
 
 def test_a_store_for_every_round(nodes):
@@ -186,7 +188,7 @@ def test_numbers_in_addresses(nodes):
     for handler in handlers:
         handler._create_tcp_store_server = lambda *_: None
 
-    ranks = [one.result(10).rank for one in nodes.joining(*handlers)]
+    ranks = [one.result(SOON).rank for one in nodes.joining(*handlers)]
 
     assert dict(zip(names, ranks, strict=True)) == {
         "10.0.0.9": 0,
@@ -206,11 +208,12 @@ def test_an_order_of_ones_own(nodes, monkeypatch):
     monkeypatch.delenv("ETCD_RENDEZVOUS_RANK_ORDER")
     none = nodes.make(3, 3, "127.0.0.3")
 
-    ranks = [one.result(10).rank for one in nodes.joining(none, one, two)]
+    ranks = [one.result(SOON).rank for one in nodes.joining(none, one, two)]
 
     assert ranks == [2, 1, 0]
 
 
+@pytest.mark.measures
 def test_last_call(new_nodes):
     """
     With fewer than there may be a round waits for the last call; with all it does not.
@@ -224,12 +227,13 @@ def test_last_call(new_nodes):
 
     started = time.monotonic()
     joining = new_nodes.joining(handlers[2])
-    wait_for_waiting(handlers[0], 5)
+    wait_for_waiting(handlers[0])
     joining += new_nodes.joining(*handlers[:2])
-    assert len(agreed([one.result(5) for one in joining])) == 3
+    assert len(agreed([one.result(SOON) for one in joining])) == 3
     assert time.monotonic() - started < 1.5
 
 
+@pytest.mark.measures
 def test_late_nodes_are_announced(new_nodes):
     """
     A node that is late is announced to all at once, and joins with the next round.
@@ -238,11 +242,11 @@ def test_late_nodes_are_announced(new_nodes):
     new_nodes.meet(*handlers[:2])
 
     (late,) = new_nodes.joining(handlers[2])
-    took = [wait_for_waiting(one, 5) for one in handlers[:2]]
+    took = [wait_for_waiting(one) for one in handlers[:2]]
 
     assert max(took) < 1
     joined = new_nodes.joining(*handlers[:2])
-    infos = agreed([one.result(10) for one in [late, *joined]])
+    infos = agreed([one.result(SOON) for one in [late, *joined]])
     assert infos[0].number == 1
 
 
@@ -250,13 +254,13 @@ def test_a_late_node_that_gives_up_is_no_longer_announced(new_nodes):
     """
     When nobody waits any more, nobody is told so.
     """
-    first, second = (new_nodes.make(1, 2, join_timeout=3) for _ in range(2))
+    first, second = new_nodes.make(1, 2), new_nodes.make(1, 2, join_timeout=3)
     new_nodes.meet(first)
 
     (late,) = new_nodes.joining(second)
-    wait_for_waiting(first, 5)
+    wait_for_waiting(first)
     with pytest.raises(RendezvousTimeoutError):
-        late.result(10)
+        late.result(SOON)
 
     wait_until("the others to be told", lambda: first.num_nodes_waiting() == 0)
 
@@ -267,17 +271,17 @@ def test_a_spare_is_not_announced_and_steps_in(new_nodes):
     """
     one, two = new_nodes.process(2, 2), new_nodes.process(2, 2)
     new_nodes.meet(one, two)
-    spare = new_nodes.make(2, 2, join_timeout=2)
+    spare = new_nodes.make(2, 2, join_timeout=5)
     (waiting,) = new_nodes.joining(spare)
-    time.sleep(3)
+    time.sleep(6)
     assert not waiting.done()
     assert one.num_nodes_waiting() == two.num_nodes_waiting() == 0
 
     two.kill()
-    wait_for_waiting(one, TTL + 2)
+    wait_for_waiting(one)
     joined = new_nodes.joining(one)
 
-    assert len(agreed([waiting.result(5), joined[0].result(5)])) == 2
+    assert len(agreed([waiting.result(SOON), joined[0].result(SOON)])) == 2
 
 
 # -- losing nodes -------------------------------------------------------------------
@@ -286,7 +290,7 @@ def test_a_spare_is_not_announced_and_steps_in(new_nodes):
 @pytest.mark.parametrize("which", ["the closer", "another"])
 def test_a_killed_node(nodes, which):
     """
-    The survivors know within the time to live and two seconds, and meet again.
+    The survivors are told, and meet again.
     """
     config = {"rejoin_last_call_timeout": 1, "last_call_timeout": 60}
     first = nodes.process(3, 3, "127.0.0.1", **config)
@@ -297,11 +301,24 @@ def test_a_killed_node(nodes, which):
         victim, survivors[0] = survivors[0], victim
 
     victim.kill()
-    took = max(wait_for_waiting(one, TTL + 5) for one in survivors)
-
-    assert took < TTL + 2
+    for one in survivors:
+        assert wait_for_waiting(one) < 3 * TTL
     replacement = nodes.process(3, 3, "127.0.0.4")
     assert len(nodes.meet(replacement, *survivors)) == 3
+
+
+@pytest.mark.measures
+def test_how_soon_a_killed_node_is_missed(new_nodes):
+    """
+    The survivors know within the time to live and two seconds.
+    """
+    victim, *survivors = [new_nodes.process(3, 3, f"127.0.0.{n}") for n in (1, 2, 3)]
+    new_nodes.meet(victim, *survivors)
+
+    victim.kill()
+    took = max(wait_for_waiting(one) for one in survivors)
+
+    assert took < TTL + 2
 
 
 def test_a_round_after_a_loss_has_a_last_call_of_its_own(new_nodes, caplog):
@@ -314,9 +331,9 @@ def test_a_round_after_a_loss_has_a_last_call_of_its_own(new_nodes, caplog):
     new_nodes.meet(survivor, victim)
 
     victim.kill()
-    wait_for_waiting(survivor, TTL + 3)
+    wait_for_waiting(survivor)
 
-    assert len(new_nodes.meet(survivor, seconds=3)) == 1
+    assert len(new_nodes.meet(survivor, seconds=30)) == 1
     lines = [line for line in caplog.messages if "has lost" in line]
     assert lines == [
         (
@@ -330,22 +347,23 @@ def test_lost_nodes_ignored(new_nodes, caplog):
     """
     With `on_node_loss=ignore` a lost node alone is no reason, as in torch.
     """
-    survivor = new_nodes.make(1, 3, on_node_loss="ignore")
-    victim = new_nodes.process(1, 3)
-    new_nodes.meet(survivor, victim, seconds=5)
+    # So that neither begins without the other.
+    config = {"last_call_timeout": 5}
+    survivor = new_nodes.make(1, 3, on_node_loss="ignore", **config)
+    victim = new_nodes.process(1, 3, **config)
+    new_nodes.meet(survivor, victim)
 
     victim.kill()
     wait_until("its end", lambda: len(live(new_nodes)) == 1)
+    said = "1 of its 2 nodes (127.0.0.1); it goes on (on_node_loss=ignore)"
+    wait_until("a line", lambda: said in caplog.text)
     time.sleep(1)
 
     assert survivor.num_nodes_waiting() == 0
-    assert "1 of its 2 nodes (127.0.0.1); it goes on (on_node_loss=ignore)" in (
-        caplog.text
-    )
-    late = new_nodes.joining(new_nodes.make(1, 3))
-    wait_for_waiting(survivor, 3)
+    late = new_nodes.joining(new_nodes.make(1, 3, **config))
+    wait_for_waiting(survivor)
     late += new_nodes.joining(survivor)
-    agreed([one.result(10) for one in late])
+    agreed([one.result(SOON) for one in late])
 
 
 def test_a_paused_node_knows_that_it_is_out(new_nodes):
@@ -358,7 +376,7 @@ def test_a_paused_node_knows_that_it_is_out(new_nodes):
     before = live(new_nodes)
 
     with sleeper.paused():
-        wait_for_waiting(survivor, TTL + 3)
+        wait_for_waiting(survivor)
     wait_until("the sleeper to know", lambda: sleeper.num_nodes_waiting() == 1)
     wait_until(
         "its words",
@@ -381,10 +399,10 @@ def test_a_node_that_starts_again_in_its_place(new_nodes):
 
     victim.kill()
     (again,) = new_nodes.joining(new_nodes.process(2, 2, "127.0.0.2", **config))
-    wait_for_waiting(survivor, 5)
+    assert wait_for_waiting(survivor) < 30
     (joined,) = new_nodes.joining(survivor)
 
-    assert len(agreed([again.result(5), joined.result(5)])) == 2
+    assert len(agreed([again.result(SOON), joined.result(SOON)])) == 2
 
 
 def test_nodes_that_live_in_one_place(new_nodes):
@@ -468,7 +486,7 @@ def test_a_spare_ends_in_good_order(new_nodes):
     member.set_closed()
 
     with pytest.raises(RendezvousGracefulExitError, match="is closed, terminating"):
-        waiting.result(5)
+        waiting.result(SOON)
 
 
 def test_who_joins_again_is_no_spare(new_nodes):
@@ -478,11 +496,11 @@ def test_who_joins_again_is_no_spare(new_nodes):
     leaving, closing = handlers = new_nodes.several(2)
     new_nodes.meet(*handlers)
     (joining,) = new_nodes.joining(leaving)
-    wait_for_waiting(closing, 2)
+    wait_for_waiting(closing)
     closing.set_closed()
 
     with pytest.raises(RendezvousClosedError):
-        joining.result(5)
+        joining.result(SOON)
 
 
 def test_who_waits_is_told_of_the_end(new_nodes):
@@ -496,7 +514,7 @@ def test_who_waits_is_told_of_the_end(new_nodes):
     closing.set_closed()
 
     with pytest.raises(RendezvousClosedError):
-        joining.result(5)
+        joining.result(AT_ONCE)
     wait_until("its end", lambda: not live(new_nodes))
 
 
@@ -504,11 +522,11 @@ def test_nobody_else_comes(new_nodes):
     """
     When the time is up the error says how far it got, and the node is gone.
     """
-    handler = new_nodes.make(2, 3, join_timeout=2)
+    handler = new_nodes.make(2, 3, join_timeout=5)
 
     with pytest.raises(
         RendezvousTimeoutError,
-        match=r"was not joined in 2 s \(join_timeout\): .*2 to 3 .*round 0",
+        match=r"was not joined in 5 s \(join_timeout\): .*2 to 3 .*round 0",
     ):
         handler.next_rendezvous()
 
@@ -519,7 +537,7 @@ def test_what_stays_goes_away_with_the_store(new_nodes):
     """
     What a job leaves behind hangs on the lease of its store.
     """
-    handlers = new_nodes.several(2, store_ttl=2)
+    handlers = new_nodes.several(2, store_ttl=6)
     new_nodes.meet(*handlers)
     assert all(one.shutdown() for one in handlers)
     assert set(keys_of(new_nodes)) == {"c/closed", "c/round", "c/table", "names"}
@@ -531,11 +549,11 @@ def test_a_job_outlives_the_time_to_live_of_its_store(new_nodes):
     """
     While a node lives what it has stored does, too.
     """
-    handlers = new_nodes.several(2, store_ttl=2)
+    handlers = new_nodes.several(2, store_ttl=5)
     info, _ = new_nodes.meet(*handlers)
     info.store.set("key", "value")
 
-    time.sleep(5)
+    time.sleep(8)
 
     assert info.store.check(["key"])
     assert "c/round" in keys_of(new_nodes)
@@ -548,7 +566,10 @@ def test_a_handler_that_nobody_holds(new_nodes, no_leaked_threads, no_leaked_soc
     from etcd_rendezvous import create_handler
     from support.live import parameters
 
-    handler = create_handler(parameters(new_nodes.endpoint, new_nodes.run_id, 1, 1))
+    config = {"keep_alive_interval": 20}
+    handler = create_handler(
+        parameters(new_nodes.endpoint, new_nodes.run_id, 1, 1, **config)
+    )
     client = handler._node.client
     handler.next_rendezvous()
     assert len(live(new_nodes)) == 1
@@ -556,7 +577,8 @@ def test_a_handler_that_nobody_holds(new_nodes, no_leaked_threads, no_leaked_soc
     del handler
     gc.collect()
 
-    assert not live(new_nodes)
+    # A thread may have held it just then.
+    wait_until("its end", lambda: not live(new_nodes), seconds=10)
     client.close()
 
 
@@ -589,7 +611,8 @@ def test_a_rank_0_that_can_not_serve(new_nodes):
     """
     Who fails after its round has completed leaves it to the others.
     """
-    one, two = new_nodes.several(2, least=1)
+    # So that neither begins without the other.
+    one, two = new_nodes.several(2, least=1, last_call_timeout=20)
 
     def fail(*_):
         raise OSError("no store today")
@@ -597,10 +620,10 @@ def test_a_rank_0_that_can_not_serve(new_nodes):
     one._create_tcp_store_server = fail
     joining = new_nodes.joining(one, two)
     with pytest.raises(OSError, match="no store today"):
-        joining[0].result(10)
-    assert joining[1].result(10).world_size == 2
+        joining[0].result(SOON)
+    assert joining[1].result(SOON).world_size == 2
 
-    wait_for_waiting(two, 1)
+    wait_for_waiting(two)
 
 
 def test_who_is_not_in_the_run_asks_etcd(new_nodes):
@@ -660,7 +683,7 @@ def test_an_etcd_that_is_away_ends_no_round(own_server, own_nodes, how, caplog):
         while time.monotonic() < until:
             started = time.monotonic()
             waiting.update(one.num_nodes_waiting() for one in handlers)
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < 3  # Asking etcd would take longer.
             time.sleep(0.1)
 
     if how == "killed":
@@ -675,9 +698,13 @@ def test_an_etcd_that_is_away_ends_no_round(own_server, own_nodes, how, caplog):
 
     assert waiting == {0}
     assert set(live(own_nodes)) == set(before)
-    lines = [one.getMessage() for one in caplog.records]
-    assert [line for line in lines if "etcd is away; the running round" in line]
-    assert [line for line in lines if "answers" in line or "it is back" in line]
+    assert [line for line in caplog.messages if "etcd is away; the running" in line]
+    wait_until(
+        "a line",
+        lambda: [
+            line for line in caplog.messages if "answers" in line or "is back" in line
+        ],
+    )
     assert own_nodes.meet(*handlers)[0].number == 1
 
 
@@ -692,10 +719,12 @@ def test_a_node_that_is_lost_while_etcd_is_away(own_server, own_nodes):
     own_server.pause()
     time.sleep(TTL + 2)
     victim.kill()
+    resumed = time.monotonic()
     own_server.resume()
 
-    took = max(wait_for_waiting(one, 3 * TTL) for one in survivors)
-    assert took > 0.5
+    for one in survivors:
+        wait_for_waiting(one)
+        assert time.monotonic() - resumed > 0.5
 
 
 def test_an_etcd_that_lost_its_data(own_server, own_nodes):
@@ -710,7 +739,7 @@ def test_an_etcd_that_lost_its_data(own_server, own_nodes):
     own_server.restart()
 
     for one in handlers:
-        wait_for_waiting(one, TTL + 3)
+        assert wait_for_waiting(one) < 20
     assert own_nodes.meet(*handlers)[0].number == 0
 
 
@@ -732,10 +761,10 @@ def test_an_etcd_that_is_restored(own_server, own_nodes, tmp_path):
     own_server.restart()
     joining = own_nodes.joining(own_nodes.make(2, 3, "127.0.0.7"))
     for one in handlers:
-        wait_for_waiting(one, 2 * TTL + 3)
+        assert wait_for_waiting(one) < 20
     joining += own_nodes.joining(*handlers)
 
-    assert agreed([one.result(10) for one in joining])[0].number < last
+    assert agreed([one.result(SOON) for one in joining])[0].number < last
 
 
 def test_what_somebody_else_writes_ends_no_round(new_nodes):
@@ -767,7 +796,7 @@ def test_joining_waits_for_etcd(own_server, own_nodes):
     assert "connection refused" in str(caught.value.__cause__)
     own_server.restart()
 
-    assert joining.result(10).rank == 0
+    assert joining.result(SOON).rank == 0
 
 
 def test_a_lost_leader_in_mid_round(make_cluster, run_id):
@@ -779,12 +808,10 @@ def test_a_lost_leader_in_mid_round(make_cluster, run_id):
         handlers = nodes.several(3)
         joining = nodes.joining(*handlers[:2])
         wait_until("two nodes", lambda: len(live(nodes)) == 2)
-        started = time.monotonic()
         cluster.leader().kill()
         joining += nodes.joining(handlers[2])
 
-        agreed([one.result(20) for one in joining])
-        assert time.monotonic() - started < 10
+        agreed([one.result(30) for one in joining])
         assert [one.num_nodes_waiting() for one in handlers] == [0, 0, 0]
 
 
@@ -814,7 +841,7 @@ def test_an_idle_round_writes_nothing(new_nodes):
     (joining,) = new_nodes.joining(one)
     wait_until("the closer", lambda: "c/closer" in keys_of(new_nodes))
     (other,) = new_nodes.joining(two)
-    agreed([joining.result(5), other.result(5)])
+    agreed([joining.result(SOON), other.result(SOON)])
     with EtcdClient(new_nodes.endpoint) as client:
         _, started = client.range("key")
         time.sleep(5)
@@ -851,7 +878,6 @@ def test_who_waits_says_what_for(new_nodes, caplog):
     wait_until(
         "a line",
         lambda: [one for one in caplog.records if "Waiting to join" in one.message],
-        seconds=15,
     )
 
     lines = [one.message for one in caplog.records if "Waiting to join" in one.message]
@@ -861,7 +887,7 @@ def test_who_waits_says_what_for(new_nodes, caplog):
     )
     assert "s left" in lines[0]
     joining += new_nodes.joining(handlers[2])
-    agreed([one.result(5) for one in joining])
+    agreed([one.result(SOON) for one in joining])
 
 
 def test_who_is_missing_of_the_last_round(new_nodes, caplog):
@@ -877,16 +903,15 @@ def test_who_is_missing_of_the_last_round(new_nodes, caplog):
     for _ in range(2):
         caplog.clear()
         victim.kill()
-        wait_for_waiting(survivor, TTL + 3)
+        wait_for_waiting(survivor)
         (joining,) = new_nodes.joining(survivor)
         said += wait_until(
             "a line",
             lambda: [one.message for one in caplog.records if "Waiting" in one.message],
-            seconds=15,
         )[:1]
         victim = new_nodes.process(2, 2, "127.0.0.2")
         (other,) = new_nodes.joining(victim)
-        agreed([joining.result(5), other.result(5)])
+        agreed([joining.result(SOON), other.result(SOON)])
 
     for number, line in enumerate(said):
         assert f"1 joined (127.0.0.1), 2 needed for round {number + 1}" in line
@@ -934,5 +959,5 @@ def test_a_signal_closes_nothing(new_nodes):
         assert not handlers[0].shutdown()
 
     assert len(live(new_nodes)) == 1
-    wait_for_waiting(handlers[1], 1)
+    wait_for_waiting(handlers[1])
     assert not handlers[1].is_closed()

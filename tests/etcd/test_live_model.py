@@ -180,27 +180,33 @@ def test_the_model_answers_as_etcd_does(both):
                 found, modelled = both.txn(any_request(draw, both.model))
                 assert found == modelled
                 outcomes.append(getattr(found, "succeeded", found))
-        told, whole = read(real)
+        expected = {}
+        for number, watch in watches.items():
+            created, *messages = map(wire.decode_watch, watch.messages)
+            assert (created.created, created.watch_id) == (True, number)
+            expected[number] = [e for one in messages for e in one.events]
+        told, whole = read(real, sum(map(len, expected.values())))
 
-    for number, watch in watches.items():
-        created, *messages = map(wire.decode_watch, watch.messages)
-        assert (created.created, created.watch_id) == (True, number)
-        assert [e for one in messages for e in one.events] == told[number]
+    assert expected == told
     assert whole
     # All that can happen has happened often.
     for outcome in (True, False, wire.LEASE_NOT_FOUND):
         assert outcomes.count(outcome) > 5, outcome
 
 
-def read(watch):
+def read(watch, count):
     """
-    The changes that each watch of a stream tells, and whether those of one revision
-    came together.
+    The changes that each watch of a stream tells, of which there are so many, and
+    whether those of one revision came together.
     """
     told = {1: list(watch._early), 2: []}
     whole = True
-    watch._limit(0.5)
-    # Silence says that that was all.
+
+    def limit():
+        # Silence says that that was all.
+        watch._limit(10 if sum(map(len, told.values())) < count else 0.5)
+
+    limit()
     with contextlib.suppress(OSError, HTTPError):
         for message in watch._messages:
             events = told[message.watch_id]
@@ -208,6 +214,7 @@ def read(watch):
                 last = events[-1].entry.mod_revision
                 whole = whole and last < message.events[0].entry.mod_revision
             events.extend(message.events)
+            limit()
     return told, whole
 
 

@@ -64,7 +64,7 @@ def test_keys_as_etcdctl_shows_them(make_server, etcdctl, run_id):
         joining = nodes.joining(two)
         wait_until("the closer", lambda: two._node.view.closer)
         for future in [*joining, *nodes.joining(one)]:
-            future.result(10)
+            future.result(60)
         program, *words = shlex.split(command.replace("/JOB/", f"/{run_id}/"))
         done = subprocess.run(
             [etcdctl, f"--endpoints={endpoint}", *words],
