@@ -38,6 +38,7 @@ from etcd_rendezvous._credentials import (
 )
 from support import etcds
 from support.security import Authority
+from support.torchrun import wait_until
 from support.users import (
     PASSWORD,
     USER,
@@ -94,9 +95,9 @@ def as_user(monkeypatch):
     monkeypatch.setenv(PASSWORD_VARIABLE, PASSWORD)
 
 
-def parameters(endpoint, run_id, name="etcd-v3", **config):
+def parameters(endpoint, run_id, name="etcd-v3", least=1, **config):
     return RendezvousParameters(
-        name, endpoint, run_id, 1, 2, last_call_timeout=1, **config
+        name, endpoint, run_id, least, 2, last_call_timeout=1, **config
     )
 
 
@@ -173,7 +174,7 @@ def test_agents_meet(guarded, run_id, as_user, name):
     Two handlers meet, see a third that waits, and close.
     """
     first, second = (
-        create_handler(parameters(guarded, run_id, name, keep_alive_interval=1))
+        create_handler(parameters(guarded, run_id, name, 2, keep_alive_interval=1))
         for _ in range(2)
     )
     with ThreadPoolExecutor(2) as pool:
@@ -204,7 +205,7 @@ def test_a_role_on_one_run(own_guarded, run_id, as_user):
     said, seconds = refused(parameters(endpoint, "another", startup_timeout=30))
     assert f"Could not read the key '{PREFIX}/another'" in said
     assert f"the user '{USER}' may not" in said
-    assert seconds < 5
+    assert seconds < 15
 
 
 def test_a_missing_right(guarded, run_id, as_user):
@@ -216,7 +217,7 @@ def test_a_missing_right(guarded, run_id, as_user):
 
     assert f"the user '{USER}' may not; give a role of theirs the permission" in said
     assert f"'/other/{run_id}'" in said
-    assert seconds < 5
+    assert seconds < 15
 
 
 def test_a_wrong_password(guarded, run_id, as_user, monkeypatch):
@@ -228,7 +229,7 @@ def test_a_wrong_password(guarded, run_id, as_user, monkeypatch):
 
     assert f"etcd does not know the user '{USER}' with this password" in said
     assert PASSWORD_VARIABLE in said
-    assert seconds < 5
+    assert seconds < 15
 
 
 def test_nobody(guarded, run_id):
@@ -238,7 +239,7 @@ def test_nobody(guarded, run_id):
     said, seconds = refused(parameters(guarded, run_id, startup_timeout=30))
 
     assert "it wants a user and a password" in said
-    assert seconds < 5
+    assert seconds < 15
 
 
 def test_a_password_in_a_file(guarded, run_id, tmp_path):
@@ -373,18 +374,20 @@ def test_a_password_that_is_no_longer_right(own_guarded, run_id, as_user, caplog
     handler = create_handler(params)
     handler.next_rendezvous()
     as_root(endpoint, f"user delete {USER}")
+    # Some releases let anybody renew a lease, so that nothing is refused.
+    unasked = "renew and end leases" in judge_version(server.version, v3=True).says
+    refuses = name == "etcd-v3" or not unasked
+    said = f"etcd refuses; the running round of '{run_id}' goes on"
+    deadline = time.monotonic() + 30
     until = time.monotonic() + 2.5
-    while time.monotonic() < until:
+    while time.monotonic() < until or (refuses and said not in caplog.text):
+        assert time.monotonic() < deadline, caplog.text
         assert handler.num_nodes_waiting() == 0
         time.sleep(0.05)
     if name == "etcd-live":
         handler._node.withdraw(1.0)
     else:
         handler._stop_heartbeats()
-    # Some releases let anybody renew a lease, so that nothing is refused.
-    unasked = "renew and end leases" in judge_version(server.version, v3=True).says
-    if name == "etcd-v3" or not unasked:
-        assert f"etcd refuses; the running round of '{run_id}' goes on" in caplog.text
     assert "etcd is away" not in caplog.text
 
 
@@ -435,23 +438,25 @@ def test_a_password_that_changes_while_one_is_joining(
         monkeypatch.setenv(PASSWORD_VARIABLE, PASSWORD)
     endpoint = own_guarded().get_endpoint()
     params = RendezvousParameters("etcd-v3", endpoint, run_id, 2, 2, join_timeout=60)
+    backend, _ = create_backend(params)
     with ThreadPoolExecutor(2) as pool:
         if way == "file":
             first = pool.submit(create_handler(params).next_rendezvous)
         else:
             first = pool.submit(joining, params)
-        time.sleep(2)
+        wait_until("the first to join", backend.get_state)
+        time.sleep(1)
         as_root(endpoint, f"user delete {USER}")
         as_root(endpoint, f"user add {USER}:changed")
         as_root(endpoint, f"user grant-role {USER} rendezvous")
         if way == "environment":
-            assert "does not know the user" in first.result(20)[0]
+            assert "does not know the user" in first.result(50)[0]
             return
         time.sleep(3)
         assert not first.done()
         file.write_text("changed")
         second = pool.submit(create_handler(params).next_rendezvous)
-        assert {first.result(40).rank, second.result(40).rank} == {0, 1}
+        assert {first.result(60).rank, second.result(60).rank} == {0, 1}
 
 
 # -- v2 ----------------------------------------------------------------------------

@@ -477,7 +477,9 @@ def test_a_round_that_runs_without_room(newest_limited, params, caplog):
     A running round goes on although no heartbeat can be written: polls keep the last
     answer and say why, and after the remedy nobody is evicted and others can join.
     """
-    first, second = (create_handler(params(newest_limited.endpoint)) for _ in range(2))
+    # So long that none is late who looks once a second.
+    several = params(newest_limited.endpoint, last_call_timeout=4)
+    first, second = (create_handler(several) for _ in range(2))
     with ThreadPoolExecutor(2) as pool:
         joined = list(pool.map(lambda one: one.next_rendezvous(), [first, second]))
     assert [one.world_size for one in joined] == [2, 2]
@@ -492,7 +494,7 @@ def test_a_round_that_runs_without_room(newest_limited, params, caplog):
             slowest = max(slowest, time.monotonic() - started)
         time.sleep(0.1)
 
-    assert slowest < 1
+    assert slowest < 3  # As long as it takes where etcd is away.
     told = [
         one
         for one in caplog.records
@@ -503,11 +505,11 @@ def test_a_round_that_runs_without_room(newest_limited, params, caplog):
     assert REMEDY in told[0].getMessage()
 
     newest_limited.make_room()
-    third = create_handler(params(newest_limited.endpoint))
+    third = create_handler(several)
     joining = threading.Thread(target=third.next_rendezvous)
     joining.start()
     try:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while first.num_nodes_waiting() != 1 or second.num_nodes_waiting() != 1:
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -186,7 +186,7 @@ def test_a_member_is_replaced(secure_members, etcdctl_of_page, run_id):
         late = nodes.joining(nodes.make(2, 3, "127.0.0.7", **conf))
         for one in handlers:
             wait_until("the late node", lambda one=one: one.num_nodes_waiting())
-        told = [one.result(10) for one in [*nodes.joining(*handlers), *late]]
+        told = [one.result(60) for one in [*nodes.joining(*handlers), *late]]
 
     assert [0, 0] == waiting
     assert {(first + 1, 3)} == {(one.number, one.world_size) for one in told}
@@ -252,7 +252,8 @@ def v3_handler(endpoint, run_id):
         2,
         3,
         "localhost",
-        last_call_timeout=1,
+        # So long that none is late who looks once a second.
+        last_call_timeout=4,
         keep_alive_interval=1,
     )
     return create_handler(params)
@@ -310,13 +311,13 @@ def test_members_are_upgraded(make_cluster, v3_handlers, run_id):
         later = pool.submit(newcomer.next_rendezvous)
         for one in (*live, *swapped):
             wait_until("the newcomers", lambda one=one: one.num_nodes_waiting())
-        told = [one.result(15) for one in [*nodes.joining(*live), *late]]
+        told = [one.result(60) for one in [*nodes.joining(*live), *late]]
         again = [pool.submit(one.next_rendezvous) for one in swapped]
 
         assert {0} == set(waiting)
         assert {versions[-1].version} == served
         assert {(first + 1, 3)} == {(one.number, one.world_size) for one in told}
-        assert [3, 3, 3] == [one.result(30).world_size for one in [*again, later]]
+        assert [3, 3, 3] == [one.result(60).world_size for one in [*again, later]]
 
 
 @pytest.mark.parametrize("restored", [False, True], ids=["wiped", "restored"])
@@ -346,11 +347,11 @@ def test_a_round_of_v3_outlives_its_etcds_data(
 
         assert [0, 0] == waits(handlers, 1)
         joining = pool.submit(v3_handlers(endpoint).next_rendezvous)
-        announced = waits(handlers, 5 if restored else 1.5)
+        announced = waits(handlers, 30 if restored else 1.5)
         again = [pool.submit(one.next_rendezvous) for one in handlers]
 
         assert ([1, 1] if restored else [0, 0]) == announced
-        assert [3, 3, 3] == [one.result(30).world_size for one in [*again, joining]]
+        assert [3, 3, 3] == [one.result(60).world_size for one in [*again, joining]]
 
 
 def waits(handlers, seconds):

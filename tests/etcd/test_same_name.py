@@ -53,5 +53,5 @@ def test_a_node_that_comes_again_under_the_same_name(own_server, run_id, monkeyp
 
         assert gone._this_node == again._this_node
         assert {0, 1} == {one.rank for one in first}
-        assert {0, 1} == {rejoined.rank, joining.result(10).rank}
+        assert {0, 1} == {rejoined.rank, joining.result(60).rank}
         assert 1 == survivor._holder.state.round
