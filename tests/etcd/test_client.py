@@ -173,7 +173,7 @@ def test_refusals_are_told_in_etcds_words(client, key):
     assert "duplicate key" in caught.value.text
 
     assert client.get(key) is None
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 8  # Tried again, one would take 10 s.
 
 
 # --- Leases
@@ -211,16 +211,16 @@ def test_lease_that_expires(newest_v3, key):
     """
     client = newest_v3.client()
     kept, lost = new_lease_id(), new_lease_id()
-    for lease in (kept, lost):
-        client.grant(2, lease)
-        client.put(f"{key}/{lease}", "1", lease=lease)
     start = time.monotonic()
+    for lease in (kept, lost):
+        client.grant(4, lease)
+        client.put(f"{key}/{lease}", "1", lease=lease)
     while client.get(f"{key}/{lost}") is not None:
-        assert time.monotonic() - start < 6
-        assert client.keep_alive(kept) == 2
+        assert time.monotonic() - start < 15
+        assert client.keep_alive(kept) == 4
         time.sleep(0.2)
 
-    assert time.monotonic() - start > 1.5
+    assert time.monotonic() - start > 3.5
     assert client.get(f"{key}/{kept}") == b"1"
     assert client.keep_alive(lost) == 0
 
@@ -402,7 +402,7 @@ class Traffic:
             self.adds += 1
             assert total == self.adds
 
-    def go_on(self, seconds=20.0):
+    def go_on(self, seconds=60.0):
         """
         Wait until each of them has got on.
         """
@@ -447,7 +447,7 @@ def test_members_are_killed(cluster, key):
         traffic.check(client)
 
     # An attempt of two seconds on the old leader, an election, and some more.
-    assert traffic.slowest < 10
+    assert traffic.slowest < 20
 
 
 def test_leader_hangs(cluster, key):
@@ -467,7 +467,7 @@ def test_leader_hangs(cluster, key):
     with EtcdClient(cluster.get_endpoint()) as client:
         traffic.check(client)
 
-    assert traffic.slowest < 12
+    assert traffic.slowest < 20
 
 
 @pytest.mark.measures

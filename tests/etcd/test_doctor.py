@@ -373,7 +373,7 @@ def test_a_port_that_swallows_connections(doctor):
 
     assert [("tcp", "fail")] == told.bad
     assert "no connection in time" in told.line("tcp")["says"]
-    assert told.seconds < 10
+    assert told.seconds < 20
 
 
 def test_an_endpoint_that_hangs(doctor):
@@ -386,7 +386,7 @@ def test_an_endpoint_that_hangs(doctor):
     assert [("api", "fail")] == told.bad
     assert "no answer in time" == told.line("api")["says"]
     assert "stopped or overloaded" in told.line("api")["remedy"]
-    assert told.seconds < 10
+    assert told.seconds < 20
 
 
 def test_ctrl_c():
@@ -401,9 +401,9 @@ def test_ctrl_c():
             text=True,
             env=clean(PYTHONPATH=SOURCE, PET_RDZV_ENDPOINT=server.endpoint),
         )
-        server.wait_for_requests(1)
+        server.wait_for_requests(1, 60)
         process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=10)
+        printed, _ = process.communicate(timeout=60)
 
     assert 1 == process.returncode
     assert "Aborted!" == printed.strip()
@@ -423,7 +423,7 @@ def test_something_else(doctor, step, says):
     What is no etcd is told as such.
     """
     with ScriptedServer(lambda _: step) as server:
-        told = doctor("--endpoint", server.endpoint, "--read-timeout=1")
+        told = doctor("--endpoint", server.endpoint, "--read-timeout=4")
 
     assert [("api", "fail")] == told.bad
     assert says in told.line("api")["says"]
@@ -810,6 +810,7 @@ def test_members_that_die(cluster, doctor):
     first, second, third = (f"http://{m.get_endpoint()}" for m in cluster.members)
     well = doctor(*arguments)
     cluster.members[0].kill()
+    cluster.leader(timeout=30)  # It may have been the one.
     without_one = doctor(*arguments)
     cluster.members[1].pause()
     without_majority = doctor(*arguments)
@@ -828,7 +829,7 @@ def test_members_that_die(cluster, doctor):
     assert "no answer in time" == without_majority.line("api", second)["says"]
     assert ["fail"] == without_majority.levels("leader", third)
     assert "majority" in without_majority.line("leader", third)["remedy"]
-    assert without_majority.seconds < 20
+    assert without_majority.seconds < 40
 
 
 def test_two_clusters(newest_v3, own_server, doctor):
@@ -926,10 +927,10 @@ def test_a_proxy_that_keeps_streams(newest_v3, make_proxy, doctor, how):
     else:
         proxy.cut(None, "/v3/watch", after=1, mode="silent")
 
-    told = doctor("--endpoint", proxy.endpoint, "--read-timeout=1")
+    told = doctor("--endpoint", proxy.endpoint, "--read-timeout=4")
 
     assert [("watch", "fail")] == told.bad
-    says = "did not tell of a write within 1 s, though requests are answered"
+    says = "did not tell of a write within 4 s, though requests are answered"
     assert says in told.line("watch")["says"]
     assert (how == "swallowed") == ("(no answer in time)" in told.line("watch")["says"])
     assert "unbuffered" in told.line("watch")["remedy"]

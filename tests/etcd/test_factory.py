@@ -52,8 +52,8 @@ CONNECTION_FAILED = (
 V3_NAMES = ("etcd-v3", "etcd-rendezvous-v3")
 AUTO_NAMES = ("etcd-auto", "etcd-rendezvous-auto")
 OTHER_NAMES = ("etcd-v2", "dummy")
-# What is refused at once is refused before anybody would have waited.
-AT_ONCE = 3.0
+# What is refused at once is refused before anybody would have waited: 30 s at least.
+AT_ONCE = 12.0
 
 
 def parameters(backend, endpoint, run_id, *, most=2, **config):
@@ -639,6 +639,7 @@ def test_etcd_that_comes_up_late(own_server, run_id, warnings, monkeypatch, name
     monkeypatch.setattr("etcd_rendezvous._log.BEAT_SECONDS", 0.5)
     own_server.kill()
     timer = threading.Timer(1.2, own_server.restart)
+    started = time.monotonic()
     timer.start()
     try:
         params = parameters(name, own_server.get_endpoint(), run_id, startup_timeout=30)
@@ -646,8 +647,9 @@ def test_etcd_that_comes_up_late(own_server, run_id, warnings, monkeypatch, name
         assert speaks(params) == "v3"
     finally:
         timer.join()
+    beats = (time.monotonic() - started) / 0.5
     waited = [text for text in warnings() if "Waiting for etcd" in text]
-    assert 1 <= len(waited) <= 6
+    assert 1 <= len(waited) <= 1 + beats
     assert own_server.get_endpoint() in waited[0]
     assert "s left" in waited[0]
 
@@ -694,7 +696,7 @@ def test_closed_state_goes_away(newest_served, run_id):
     """
     name = {"v3": "etcd-v3", "v2": "etcd-v2"}[newest_served.api]
     one, other = (
-        create_backend(parameters(name, newest_served.endpoint, run_id, closed_ttl=2))[
+        create_backend(parameters(name, newest_served.endpoint, run_id, closed_ttl=5))[
             0
         ]
         for _ in range(2)
@@ -703,21 +705,22 @@ def test_closed_state_goes_away(newest_served, run_id):
     assert newest_served.seconds_left(one.key) > 7000
     one.say_closed(True)
     other.say_closed(True)
+    closed = time.monotonic()
     _, token, won = one.set_state(b"closed", token)
     assert won
-    assert newest_served.seconds_left(one.key) <= 2
-    time.sleep(1.3)
+    assert newest_served.seconds_left(one.key) <= 5
+    time.sleep(max(closed + 3 - time.monotonic(), 0))
+    renewed = time.monotonic()
     _, token, won = other.set_state(b"closed too", token)
     assert won
-    renewed = time.monotonic()
     # What the first write gave would be over by now.
-    time.sleep(1.4)
+    time.sleep(max(renewed + 3 - time.monotonic(), 0))
     assert (b"closed too", token) == one.get_state()
     while one.get_state() is not None:
-        assert time.monotonic() - renewed < 6
+        assert time.monotonic() - renewed < 20
         time.sleep(0.1)
 
-    assert time.monotonic() - renewed > 1.7
+    assert time.monotonic() - renewed > 4.7
     assert one.set_state(b"late", token) is None
 
 

@@ -362,7 +362,8 @@ def test_what_would_take_long(costly):
 
     with pytest.raises(StateRefusedError, match="not a pickle that torch's handler"):
         read_state(evil)
-    assert time.thread_time() - started < 0.05
+    # Not refused, any of these takes a second or more.
+    assert time.thread_time() - started < 0.3
 
 
 def test_many_equal_nodes():

@@ -108,7 +108,7 @@ def test_won_although_the_connection_fell_silent(newest_proxied, run_id):
 
     assert (found, won) == (b"two", True)
     assert (b"two", token) == served.backend(run_id).get_state()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 9
 
 
 def test_won_although_many_replies_were_lost(proxied, run_id):
@@ -714,10 +714,10 @@ def test_lease_that_expired(newest_v3, run_id):
     """
     A backend that was silent for longer than its TTL writes again with a new lease.
     """
-    backend = newest_v3.backend(run_id, ttl=2)
+    backend = newest_v3.backend(run_id, ttl=4)
     _, token, _ = backend.set_state(b"one")
     first = lease_of(newest_v3, backend.key)
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 20
     while newest_v3.client().get(backend.key) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -130,17 +131,39 @@ def test_nodes_that_were_heard_of_lately_are_alive(newest_served, prefix, run_id
     assert [] == ids(newest_served, prefix)
 
 
+@contextlib.contextmanager
+def again_and_again(write):
+    """
+    Write all the while, so that it does not matter when others look.
+    """
+    over = threading.Event()
+
+    def work():
+        while not over.wait(0.2):
+            write()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_nodes_whose_clocks_are_wrong_are_alive(newest_served, prefix, run_id):
     """
     Whoever writes while it looks is alive, whatever the age of the heartbeats seems.
     """
     backend, _, token = run_with_keys(newest_served, run_id, prefix)
     beat = torchs_state({"n0": 3600.0}, complete=True)
-    timer = threading.Timer(1.0, backend.set_state, (beat, token))
-    timer.start()
 
-    done = call("purge", run_id, *where(newest_served, prefix), QUICK, "--yes")
-    timer.join()
+    def write():
+        nonlocal token
+        _, token, _ = backend.set_state(beat, token)
+
+    with again_and_again(write):
+        done = call("purge", run_id, *where(newest_served, prefix), QUICK, "--yes")
 
     assert 1 == done.status
     assert "Looking for heartbeats for 2 s" in done.out
@@ -262,11 +285,11 @@ def test_a_run_that_can_not_be_read_is_written(newest_v3, prefix):
     Whoever writes what is not torch's state lives, too.
     """
     newest_v3.write(f"{prefix}/job", "odd")
-    timer = threading.Timer(1.0, newest_v3.write, (f"{prefix}/job", "even"))
-    timer.start()
-
-    done = call("purge", "job", *where(newest_v3, prefix), QUICK, "--yes")
-    timer.join()
+    with (
+        newest_v3.client() as client,
+        again_and_again(lambda: client.put(f"{prefix}/job", "even")),
+    ):
+        done = call("purge", "job", *where(newest_v3, prefix), QUICK, "--yes")
 
     assert 1 == done.status
     assert "nodes of 'job' are alive" in done.err

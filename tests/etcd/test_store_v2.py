@@ -616,7 +616,7 @@ def test_nothing_falls_between_reading_and_waiting(lossy, proxy, keys, kind):
         hold.release()
 
         assert waiting.result(20) in ({b"a": b"1"}, b"1")
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10  # A long poll takes 15 s.
 
 
 def test_more_events_than_v2_keeps(lossy, proxy, keys, newest_v2, run_id):
@@ -767,7 +767,7 @@ def test_an_etcd_that_hangs(make_server, newest_v2_binary, serve, make):
             start = time.monotonic()
             with pytest.raises(EtcdConnectionError):
                 call()
-            assert time.monotonic() - start < 2.5
+            assert time.monotonic() - start < 8
     finally:
         server.resume()
 

@@ -127,6 +127,8 @@ def test_one_node_asks(newest_v3, make_proxy, make, said):
                 one._keep_alive()
 
         assert sorted(asks) == [False, True]
+        # One of the node's own threads may have begun to look just before.
+        wait_until("the look", lambda p=proxies: any(one.requests[STATUS] for one in p))
         assert [proxy.requests[STATUS] == 1 for proxy in proxies] == asks
         for one in handlers:
             end(one)
@@ -150,7 +152,7 @@ def test_a_look_does_not_stop_heartbeats(own_server, make_proxy, make):
         revision = own_revision(own_server)
         wait_until("heartbeats", lambda: own_revision(own_server) >= revision + 2)
 
-        assert time.monotonic() - looked < 4
+        assert time.monotonic() - looked < 20
 
 
 def own_revision(server):
@@ -210,7 +212,7 @@ def test_a_member_that_dies(cluster, make, said):
     dead, *others = cluster.endpoints
     because = f" now, since http://{dead} failed ("
     # Of a leader that dies the others do not know at once: one may go on from there, too.
-    wait_until("two lines", lambda: len(said(because)) == 2)
+    wait_until("two lines", lambda: len(said(because)) >= 2)
 
     for line in said(because):
         assert any(
@@ -333,7 +335,7 @@ def test_metrics_of_a_failure(newest_v3, make, collected):
     A joining that fails is told as one.
     """
     for name in ("etcd-v3", "etcd-live"):
-        handler = make(name, newest_v3.endpoint, 2, 2, join_timeout=1)
+        handler = make(name, newest_v3.endpoint, 2, 2, join_timeout=3)
         with pytest.raises(RendezvousTimeoutError):
             handler.next_rendezvous()
 

@@ -52,7 +52,7 @@ class Workers:
             for rank in range(size)
         ]
 
-    def run(self, seconds: float = 60.0, **order: Any) -> list[dict[str, Any]]:
+    def run(self, seconds: float = 110.0, **order: Any) -> list[dict[str, Any]]:
         """
         Give all of them an order, and return their answers.
 
