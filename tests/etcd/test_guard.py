@@ -362,8 +362,8 @@ def test_what_would_take_long(costly):
 
     with pytest.raises(StateRefusedError, match="not a pickle that torch's handler"):
         read_state(evil)
-    # Not refused, any of these takes a second or more.
-    assert time.thread_time() - started < 0.3
+    # A few milliseconds, or with a garbage collection more.
+    assert time.thread_time() - started < 0.15
 
 
 def test_many_equal_nodes():

