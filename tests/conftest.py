@@ -32,6 +32,7 @@ import time
 import uuid
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -49,6 +50,10 @@ _LEAK_SECONDS = 20.0
 _PARTS = ("measures", "not measures")
 
 _without_torch = pytest.StashKey[list[str]]()
+
+# On a machine that is busy any example may take its time.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 # -- options, header, collection ---------------------------------------------------
