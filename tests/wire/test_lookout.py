@@ -205,6 +205,7 @@ def test_an_etcd_that_is_silent(said):
         took = time.monotonic() - started
 
         assert 0.2 <= took < 2.0
+        server.wait_for_requests(1)
         assert {STATUS} == set(server.paths)
     assert [] == said()
 

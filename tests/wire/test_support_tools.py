@@ -145,7 +145,8 @@ class TestScriptedServer:
             with pytest.raises(ReadTimeoutError):
                 post(pool, server.endpoint, timeout=SHORT_TIMEOUT)
 
-            assert (server.requests, server.connections) == ([], 1)
+            eventually(lambda: server.connections == 1)
+            assert server.requests == []
 
     def test_a_chunked_stream_comes_as_it_is_sent(self, pool):
         """
@@ -337,8 +338,9 @@ class TestFaultProxy:
         The connection stays open and nothing comes.
         """
         with proxied.swallow(1, mode="silent"), proxied.expect_swallowed(1):
+            # Long enough for the server to have answered.
             with pytest.raises(ReadTimeoutError):
-                post(pool, proxied.endpoint, timeout=SHORT_TIMEOUT)
+                post(pool, proxied.endpoint, timeout=1.5)
 
             assert len(server.requests) == 1
             assert post(pool, proxied.endpoint).status == 200
@@ -418,6 +420,7 @@ class TestFaultProxy:
         with proxied.hold(n=1, late=late) as hold:
             with pytest.raises(ReadTimeoutError):
                 post(pool, proxied.endpoint, timeout=SHORT_TIMEOUT)
+            hold.wait(1)
             if not late:
                 eventually(lambda: hold.waiting == 0)
         if late:
@@ -432,9 +435,16 @@ class TestFaultProxy:
         Dropped requests never reach the server.
         """
         hold = proxied.hold()
-        threading.Timer(0.05, hold.drop).start()
+
+        def drop():
+            hold.wait(1)
+            hold.drop()
+
+        dropping = threading.Thread(target=drop)
+        dropping.start()
         with pytest.raises(ProtocolError):
             post(pool, proxied.endpoint)
+        dropping.join()
 
         assert server.requests == []
 
@@ -478,7 +488,7 @@ class TestFaultProxy:
             proxied.endpoint,
             "/v3/watch",
             preload_content=False,
-            timeout=urllib3.Timeout(read=2 * SHORT_TIMEOUT),
+            timeout=urllib3.Timeout(read=1.5 if mode == "silent" else LONG_TIMEOUT),
         )
         stream = response.stream()
         for _ in range(4):
