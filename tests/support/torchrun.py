@@ -162,7 +162,8 @@ class Agent:
         """
         return [
             line
-            for line in self.said[since:].splitlines()
+            # The last one may still be in the making.
+            for line in self.said[since:].rpartition("\n")[0].splitlines()
             if all(word in line for word in words)
         ]
 
@@ -384,7 +385,8 @@ class Job:
         """
         found = []
         for file in (self.folder / "records").glob("*.jsonl"):
-            for line in file.read_text("utf-8").splitlines():
+            # The last line may still be in the making.
+            for line in file.read_text("utf-8").rpartition("\n")[0].splitlines():
                 record = json.loads(line)
                 if kinds and record["kind"] not in kinds:
                     continue
