@@ -17,6 +17,7 @@ import pytest
 
 from etcd_rendezvous._cli.demo_nodes import Node
 from etcd_rendezvous._cli.demo_records import find_worlds, judge, parse_record
+from support.torchrun import wait_until
 
 pytestmark = pytest.mark.torch
 
@@ -30,7 +31,7 @@ def no_process_left():
     Fail if a test leaves a process of its demo running.
     """
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while (left := _our_processes()) and time.monotonic() < deadline:
         time.sleep(0.1)
 
@@ -67,6 +68,7 @@ def read_records(folder: Path):
     return [parse_record(line) for line in lines]
 
 
+@pytest.mark.measures
 @pytest.mark.timeout(PROMISED + 30)
 def test_the_demo_shows_what_it_promises(tmp_path, no_process_left):
     """
@@ -88,12 +90,13 @@ def test_the_demo_shows_what_it_promises(tmp_path, no_process_left):
     assert "worlds of 3, 2 and 3" in output
 
 
-@pytest.mark.timeout(PROMISED + 30)
+@pytest.mark.timeout(300)
 def test_without_a_newcomer_the_demo_fails(tmp_path, no_process_left):
     """
     If nobody takes the free place, the demo says so and exits with 1.
     """
-    with start_demo("--withhold-newcomer", "--work-dir", str(tmp_path)) as process:
+    options = ("--withhold-newcomer", "--time-limit=270", f"--work-dir={tmp_path}")
+    with start_demo(*options) as process:
         output, errors = process.communicate()
 
     assert process.returncode == 1, output + errors
@@ -193,8 +196,7 @@ def test_killing_a_node_kills_workers_in_sessions_of_their_own(tmp_path):
     assert sorted(killed) == sorted(pids)
     assert process.returncode == -signal.SIGKILL
     assert not node.failed
-    _, alive = psutil.wait_procs(
-        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=5
+    wait_until(
+        "the workers' end", lambda: not any(map(psutil.pid_exists, pids)), seconds=20
     )
-    assert alive == []
     assert node.kill() == []
