@@ -26,7 +26,8 @@ def test_agents_that_finish_far_apart(make_job, own_server, run_id):
     Of three agents the first is done half a minute before the last, and all end well;
     then nothing of their job stays in etcd longer than its settings say.
     """
-    conf = {"closed_ttl": 2, "store_ttl": 2}
+    # On a busy machine nobody may get to renew a shorter one in time.
+    conf = {"closed_ttl": 2, "store_ttl": 6}
     job = make_job(own_server, nnodes="3", conf=conf, worker=(ONCE, APART))
     started = time.monotonic()
     for name in "abc":
@@ -34,4 +35,4 @@ def test_agents_that_finish_far_apart(make_job, own_server, run_id):
 
     assert job.wait() == {"a": 0, "b": 0, "c": 0}
     assert time.monotonic() - started > APART
-    wait_until("an empty etcd", lambda: not keys(own_server, run_id), seconds=10)
+    wait_until("an empty etcd", lambda: not keys(own_server, run_id), seconds=30)

@@ -93,10 +93,10 @@ def test_nothing_is_left_of_a_job(make_job, own_server):
     settings say.
     """
     job = make_job(
-        own_server, backend="etcd-v3", conf={"closed_ttl": 2, "store_ttl": 2}
+        own_server, backend="etcd-v3", conf={"closed_ttl": 2, "store_ttl": 6}
     )
     meet(job)
-    wait_until("an empty etcd", lambda: not keys(own_server, job.run_id), seconds=10)
+    wait_until("an empty etcd", lambda: not keys(own_server, job.run_id), seconds=30)
 
 
 def test_etcd_auto(make_job, own_server):
