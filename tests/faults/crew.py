@@ -93,7 +93,7 @@ class Work:
         *,
         clients=5,
         security=PLAIN,
-        read_timeout=10,
+        read_timeout=20,
         pause=0.02,
     ):
         self._crew = crew
@@ -124,7 +124,7 @@ class Work:
         files = self._folder.glob("*.jsonl")
         return [one for one in history.read_history(files) if one.end > since]
 
-    def wait_for_answers(self, count, *, seconds=20, clients=None):
+    def wait_for_answers(self, count, *, seconds=40, clients=None):
         """
         Wait until each client has got so many more answers; return how long it took.
 
@@ -149,7 +149,7 @@ class Work:
         wait_until(f"{count} answers to {wanted}", answered, seconds=seconds)
         return time.monotonic() - begun
 
-    def wait_for_failure(self, *, seconds=20):
+    def wait_for_failure(self, *, seconds=40):
         """
         Wait until an operation that was begun from now on fails.
         """

@@ -86,7 +86,8 @@ def test_history_is_compacted_while_clients_work(cluster, links, at_work):
         for _ in range(10):
             compact(client)
             links.reset()
-            time.sleep(0.1)
+            # So few of them are hit, however slow the machine makes them.
+            work.wait_for_answers(2)
         work.wait_for_answers(3)
     client.close()
     failed = [one for one in work.operations() if one.raised]
@@ -128,7 +129,7 @@ def test_there_is_no_space_left(make_cluster, run_id):
 
     assert "database space exceeded" in str(caught.value.__cause__)
     assert isinstance(caught.value.__cause__, EtcdReplyError)
-    assert took < 1
+    assert took < 5  # the client would try for ten
     assert while_full == (state, token)
     assert after[::2] == (b"after", True)
 

@@ -312,7 +312,8 @@ def test_certificates_are_replaced(make_cluster, tmp_path, run_id):
     """
     authority = Authority(tmp_path)
     began = time.monotonic()
-    lifetime = 6
+    # A cluster starts meanwhile, and nodes meet.
+    lifetime = 15
     authority.renew(seconds=lifetime)
     with make_cluster(extra_args=authority.server_arguments) as cluster:
         with Links(cluster.endpoints) as links:
@@ -379,7 +380,7 @@ def test_there_is_no_space_left(make_server, run_id, caplog):
         agents.judge()
 
     assert isinstance(late.error, RendezvousConnectionError)
-    assert took < 3
+    assert took < 10  # join_timeout is 600 s
     assert trained == {number}
     (line,) = {
         one.getMessage()

@@ -75,7 +75,7 @@ def test_the_quorum_is_lost_and_comes_back(cluster, at_work):
     all is well once the quorum is back.
     """
     one, other = followers_of(cluster)
-    with at_work(cluster.endpoints, read_timeout=2) as work:
+    with at_work(cluster.endpoints, read_timeout=4) as work:
         one.kill()
         other.pause()
         lost = time.monotonic()
@@ -91,10 +91,11 @@ def test_the_quorum_is_lost_and_comes_back(cluster, at_work):
     ]
 
     assert all(one.raised for one in begun_without)
-    assert all(one.seconds < 2.5 for one in work.operations() if one.raised)
+    assert all(one.seconds < 6 for one in work.operations() if one.raised)
     assert not [one for one in work.operations() if one.raised and one.start > mended]
 
 
+@pytest.mark.measures
 def test_the_leader_is_killed_again_and_again(cluster, at_work, fault_seconds, report):
     """
     With the leader killed every 5 s no operation fails, and those that are hit take

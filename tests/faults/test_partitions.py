@@ -40,7 +40,7 @@ def test_one_client_is_cut_off_from_all_members(cluster, links, at_work):
     it is back it goes on.
     """
     endpoints = [links.endpoints, *[cluster.endpoints] * 3]
-    with at_work(endpoints, clients=4, read_timeout=2) as work:
+    with at_work(endpoints, clients=4, read_timeout=4) as work:
         for number in range(3):
             links.cut(number, "silent")
         work.wait_for_failure()
@@ -50,7 +50,7 @@ def test_one_client_is_cut_off_from_all_members(cluster, links, at_work):
     failed = [one for one in work.operations() if one.raised]
 
     assert {one.client for one in failed} == {"c0"}
-    assert all(one.seconds < 2.5 for one in failed)
+    assert all(one.seconds < 6 for one in failed)
 
 
 def test_a_follower_is_cut_off_from_the_others(cluster, at_work):

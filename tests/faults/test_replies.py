@@ -45,7 +45,7 @@ def now_and_then(rules, count):
     wait_until(
         f"{count} replies to be spoilt",
         lambda: sum(rule.count for rule in rules) >= count,
-        seconds=20,
+        seconds=40,
     )
 
 
@@ -141,7 +141,7 @@ def test_replies_are_garbled(cluster, at_work):
             wait_until(
                 "all replies to be garbled",
                 lambda: not any(one.left for one in garblers),
-                seconds=20,
+                seconds=60,
             )
             work.wait_for_answers(1)
 

@@ -19,11 +19,12 @@ from support.security import PLAIN, PREFIX, Authority, switch_authentication_on
 
 pytestmark = pytest.mark.torch
 
-#: Of a certificate, in seconds.
-LIFETIME = 4
+#: Of a certificate, in seconds: a cluster starts meanwhile, and clients begin.
+LIFETIME = 12
 AUTHENTICATE = "/v3/auth/authenticate"
 
 
+@pytest.mark.measures
 def test_the_leader_is_killed_again_and_again(
     secure_cluster, security, at_work, fault_seconds, report
 ):
