@@ -22,7 +22,7 @@ from etcd_rendezvous._v3 import wire
 from support.security import post
 from support.torchrun import wait_until
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 PREFIX = "/torch/elastic/rendezvous"
 

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 from torch.distributed.elastic.rendezvous import (  # noqa: E402
     RendezvousConnectionError,

@@ -14,7 +14,7 @@ import pytest
 
 from faults.leader_kills import LONG, kill_leaders
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 
 def followers_of(cluster):

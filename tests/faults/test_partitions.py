@@ -9,7 +9,7 @@ import pytest
 
 from etcd_rendezvous import EtcdClient, EtcdConnectionError
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 
 def number_of(cluster, member):

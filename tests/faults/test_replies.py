@@ -17,7 +17,7 @@ from faults.garbler import RUBBISH, Garbler
 from support.proxy import FaultProxy
 from support.torchrun import wait_until
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 SWAPS = "/v3/kv/txn"
 

@@ -17,7 +17,7 @@ from support.links import Links
 from support.proxy import FaultProxy
 from support.security import PLAIN, PREFIX, Authority, switch_authentication_on
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 #: Of a certificate, in seconds: a cluster starts meanwhile, and clients begin.
 LIFETIME = 12
