@@ -26,7 +26,7 @@ pytestmark = pytest.mark.torch
 
 # What the pages call the run that is meant.
 RUN = re.compile(r"\b(JOB|RUN_ID|my-job|gpt-xl)\b")
-SECONDS = 30
+SECONDS = 60
 
 
 def lines(shown):

@@ -21,7 +21,7 @@ from support.torchrun import clean_environment
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
 SCRIPT = ROOT / "examples" / "train.py"
-SECONDS = 100
+SECONDS = 200
 
 
 @pytest.mark.parametrize("shown", taken_by(JOB), ids=lambda shown: shown.id)

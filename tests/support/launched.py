@@ -61,7 +61,7 @@ class Nodes:
         """
         for process in self.processes:
             try:
-                process.wait(100)
+                process.wait(200)
             except subprocess.TimeoutExpired:
                 raise AssertionError(f"A node still runs.\n{self.said()}") from None
         statuses = [process.returncode for process in self.processes]

@@ -41,9 +41,11 @@ class Outage:
         """
         time.sleep(max(self.began + seconds - time.monotonic(), 0))
 
-        self.job.check()
         # A worker rests a tenth of a second at each step; machines may be slow.
-        assert self.job.steps(self.world) - self.at_first > seconds
+        self.job.wait_for(
+            "steps without etcd",
+            lambda: self.job.steps(self.world) - self.at_first > seconds,
+        )
 
     def over(self, *, spoken):
         """
