@@ -109,9 +109,11 @@ def see_the_loss(job, lines, runs):
     """
     a, b, c = (job.agents[name].address for name in "abc")
     text = "\n".join(lines)
-    assert "round 0 is complete: 3 nodes" in text
+    # On a busy machine one may come late, and the three meet in a later round.
+    number = int(re.search(r"round (\d+) is complete: 3 nodes", text)[1])
     assert re.search(rf": {a} (is lost|left, or is gone)$", text, re.MULTILINE)
-    assert re.search(": round 1 is complete with 2 nodes$", text, re.MULTILINE)
+    again = f": round {number + 1} is complete with 2 nodes$"
+    assert re.search(again, text, re.MULTILINE)
     assert any(a in run["missing"] for run in runs if run["phase"] == "forming")
     assert [b, c] == [one["address"] for one in runs[-1]["participants"]]
     assert [runs[0]["phase"], runs[-1]["phase"]] == ["complete", "complete"]
