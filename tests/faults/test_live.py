@@ -74,7 +74,8 @@ def test_members_are_killed_stopped_and_restarted(cluster, agents):
     are restarted one by one, nodes meet again whenever they want to, and nobody is lost.
     """
     agents.start(4)
-    number = agents.settle()
+    # One may come late, and the four meet in a later round.
+    first = number = agents.settle()
 
     def again():
         nonlocal number
@@ -97,7 +98,7 @@ def test_members_are_killed_stopped_and_restarted(cluster, agents):
         member.restart()
         again()
 
-    assert agents.number == number == 6
+    assert agents.number == number == first + 6
 
 
 def test_a_quorum_is_lost_and_comes_back(cluster, agents):
@@ -261,7 +262,7 @@ def test_replies_are_slow_and_garbled(cluster, run_id):
             Agents(comma(one.endpoint for one in garblers), run_id)
         )
         agents.start(4)
-        agents.settle()
+        first = agents.settle()
         rules = [one.delay(0.3, what="reply") for one in proxies]
         slow = agents.join_again()
         for rule in rules:
@@ -276,7 +277,7 @@ def test_replies_are_slow_and_garbled(cluster, run_id):
         agents.join_again()
         agents.judge()
 
-    assert slow == 1
+    assert slow == first + 1
 
 
 # -- users and certificates --------------------------------------------------------
