@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "slurm"
 PAGE = ROOT / "docs" / "slurm.md"
 NAMES = ("job.sbatch", "job-with-etcd.sbatch")
-JOB_ID = "4711"
+# The ports follow from it, and another run of these tests may be going on.
+JOB_ID = str(os.getpid())
 ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 # What srun takes, of which nothing can be checked here but that it is spelt so.
 OPTIONS = {
