@@ -12,7 +12,7 @@ import time
 import pytest
 
 from etcd_rendezvous import EtcdClient, EtcdError
-from faults.leader_kills import EVERY, LONG, kill_leaders
+from faults.leader_kills import LONG, kill_leaders
 from support.links import Links
 from support.proxy import FaultProxy
 from support.security import PLAIN, PREFIX, Authority, switch_authentication_on
@@ -32,11 +32,11 @@ def test_the_leader_is_killed_again_and_again(
     What holds without users and certificates holds with them: no operation fails, and
     those that a kill hits take less than 3 s, in the middle.
     """
-    clients, seconds = (16, fault_seconds) if fault_seconds > LONG else (8, EVERY)
+    clients = 16 if fault_seconds > LONG else 8
     with at_work(
         secure_cluster.endpoints, clients=clients, read_timeout=15, security=security
     ) as work:
-        kills = kill_leaders(secure_cluster, seconds)
+        kills = kill_leaders(secure_cluster, fault_seconds)
         work.wait_for_answers(1)
     kills.judge(work, report)
     for stranger in (
