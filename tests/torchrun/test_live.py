@@ -314,9 +314,9 @@ def test_a_spare_steps_in(live, own_server):
     job = live(nnodes="2:2")
     world = start(job, "ab", own_server)
     for name in ("spare", "unneeded"):
-        job.start(name, conf={"join_timeout": 10})
+        job.start(name, conf={"join_timeout": 15})
     wait_until("all", lambda: len(read_live(own_server, job.run_id).nodes) == 4)
-    time.sleep(10 + 1)
+    time.sleep(15 + 1)
     job.check()
 
     killed = time.time()
