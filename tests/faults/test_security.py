@@ -30,7 +30,7 @@ def test_the_leader_is_killed_again_and_again(
 ):
     """
     What holds without users and certificates holds with them: no operation fails, and
-    those that a kill hits take less than 3 s, in the middle.
+    those that a kill hits take less than 3 s, in the middle (of a short run: 6 s).
     """
     clients = 16 if fault_seconds > LONG else 8
     with at_work(
