@@ -51,8 +51,12 @@ _PARTS = ("measures", "not measures")
 
 _without_torch = pytest.StashKey[list[str]]()
 
-# On a machine that is busy any example may take its time.
-hypothesis.settings.register_profile("patient", deadline=None)
+# On a machine that is busy any example may take its time, and to make one may, too.
+hypothesis.settings.register_profile(
+    "patient",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("patient")
 
 
