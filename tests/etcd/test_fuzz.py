@@ -13,7 +13,6 @@ pytestmark = pytest.mark.torch
 
 examples = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,
         HealthCheck.too_slow,

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.torch
 NOW = datetime.now(timezone.utc)
 NODE = _NodeDesc("node-1", 17, 0)
 # The same examples each time, on a machine that may be busy.
-examples = settings(deadline=None, derandomize=True, max_examples=300)
+examples = settings(derandomize=True, max_examples=300)
 
 
 class Payload:

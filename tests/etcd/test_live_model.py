@@ -26,7 +26,7 @@ RUN_LEASE = 99
 LEASES = [11, 12, 13]
 IDS = ["a", "b", "c"]
 PLACES = ["here", "there"]
-STEPS = 800
+STEPS = 1200
 
 
 class Both:
@@ -189,9 +189,9 @@ def test_the_model_answers_as_etcd_does(both):
 
     assert expected == told
     assert whole
-    # All that can happen has happened: the last some thirty times, hardly ever nine.
+    # All that can happen has happened often; the last some forty times.
     for outcome in (True, False, wire.LEASE_NOT_FOUND):
-        assert outcome in outcomes
+        assert outcomes.count(outcome) > 5, outcome
 
 
 def read(watch, count):

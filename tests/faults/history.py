@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from support.torchrun import whole_lines
+
 #: What became of an operation. A read that raised has failed; whether a write that
 #: raised was applied is unknown.
 READ, WON, LOST, UNKNOWN, FAILED = "read", "won", "lost", "unknown", "failed"
@@ -106,8 +108,7 @@ def read_history(files: Iterable[Path]) -> list[Operation]:
 
     A line that is still being written is left out.
     """
-    texts = [file.read_text("utf-8").rpartition("\n")[0] for file in files]
-    lines = [line for text in texts for line in text.splitlines()]
+    lines = [line for file in files for line in whole_lines(file.read_text("utf-8"))]
     return sorted(map(Operation.from_json, lines), key=lambda one: one.end)
 
 

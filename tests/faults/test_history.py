@@ -245,7 +245,7 @@ def simulated(rng, clients=4, steps=80):
     return operations
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.randoms(use_true_random=False))
 def test_nothing_is_found_in_histories_of_a_register_that_is_right(rng):
     """
@@ -338,7 +338,7 @@ def _lose_to_nobody(operations, rng):
         _lose_to_nobody,
     ],
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32))
 def test_a_single_lie_is_found(break_it, seed):
     """

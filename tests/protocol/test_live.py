@@ -340,10 +340,7 @@ def a_round_has_fewer_than_the_least(patch):
         rounds,
         "decide",
         lambda snapshot, rules, *given, **named: decide(
-            snapshot,
-            replace(rules, min_nodes=max(rules.min_nodes - 1, 1)),
-            *given,
-            **named,
+            snapshot, replace(rules, min_nodes=rules.min_nodes - 1), *given, **named
         ),
     )
 

@@ -123,6 +123,13 @@ def wait_until(
     return found
 
 
+def whole_lines(text: str) -> list[str]:
+    """
+    Return the lines of what a process writes; the last may still be in the making.
+    """
+    return text.rpartition("\n")[0].splitlines()
+
+
 @dataclass
 class Agent:
     """
@@ -162,8 +169,7 @@ class Agent:
         """
         return [
             line
-            # The last one may still be in the making.
-            for line in self.said[since:].rpartition("\n")[0].splitlines()
+            for line in whole_lines(self.said[since:])
             if all(word in line for word in words)
         ]
 
@@ -385,8 +391,7 @@ class Job:
         """
         found = []
         for file in (self.folder / "records").glob("*.jsonl"):
-            # The last line may still be in the making.
-            for line in file.read_text("utf-8").rpartition("\n")[0].splitlines():
+            for line in whole_lines(file.read_text("utf-8")):
                 record = json.loads(line)
                 if kinds and record["kind"] not in kinds:
                     continue

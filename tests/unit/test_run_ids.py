@@ -17,7 +17,7 @@ from etcd_rendezvous._v3 import wire
 from etcd_rendezvous._v3.client import EtcdClient
 from etcd_rendezvous._v3.state_key import V3StateKey, encode_run_id
 
-examples = settings(deadline=None, derandomize=True, max_examples=200)
+examples = settings(derandomize=True, max_examples=200)
 
 # Any text, and much of what is special.
 RUN_IDS = st.text(min_size=1) | st.text("ab/%20\x00\n\x7fFf.é", min_size=1, max_size=5)

@@ -26,7 +26,7 @@ from etcd_rendezvous._settings import (
 )
 
 # The same examples each time, on a machine that may be busy.
-examples = settings(deadline=None, derandomize=True, max_examples=200)
+examples = settings(derandomize=True, max_examples=200)
 
 LOCAL = Endpoint("http", "localhost", 2379)
 

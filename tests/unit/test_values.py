@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from etcd_rendezvous._v3 import values
 from etcd_rendezvous._v3.wire import Entry
 
-examples = settings(deadline=None, derandomize=True, max_examples=200)
+examples = settings(derandomize=True, max_examples=200)
 
 OURS = b"\0etcd-rendezvous "
 VALUES = st.binary() | st.builds(OURS.__add__, st.binary())

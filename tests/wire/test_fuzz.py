@@ -18,7 +18,7 @@ from etcd_rendezvous._v3.transport import Transport
 from etcd_rendezvous._v3.watch import _message
 
 # The same examples each time, on a machine that may be busy.
-examples = settings(deadline=None, derandomize=True, max_examples=1500)
+examples = settings(derandomize=True, max_examples=1500)
 
 KV = {
     "key": "L2E=",
